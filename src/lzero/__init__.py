@@ -1,0 +1,1 @@
+"""An L0 hypervisor you can import."""
