@@ -1,1 +1,1 @@
-"""."""
+"""The `lzero` command."""

@@ -1,0 +1,1 @@
+"""pytest plugin: run a guest in a test and assert on its exits."""
