@@ -1,0 +1,124 @@
+"""Build the guest images that the package ships, from guests/, byte for byte the same each time."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import tempfile
+import tomllib
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES = ROOT / "guests"
+PREBUILT = ROOT / "src" / "lzero" / "guests"
+MANIFEST = "manifest.toml"
+
+LIBRARY = ("lib/boot.S", "lib/traps.S", "lib/runtime.c", "lib/print.c", "lib/timers.c")
+
+FREESTANDING = (
+    "-m64 -O2 -std=gnu11 -ffreestanding -nostdinc -nostdlib -static -no-pie -fno-pie -mcmodel=small -mno-red-zone "
+    "-mgeneral-regs-only -fno-stack-protector -fcf-protection=none -fno-asynchronous-unwind-tables -fno-ident "
+    "-ffunction-sections -fdata-sections -fno-strict-aliasing -Wall -Wextra -Wstrict-prototypes -Wmissing-prototypes "
+    "-Werror"
+).split()
+LINK = "-Wl,--build-id=none -Wl,-z,noexecstack -Wl,--no-warn-rwx-segments -Wl,-n -Wl,--no-gc-sections".split()
+
+
+class BuildError(Exception):
+    """A tool is missing or failed; the message holds what it printed."""
+
+
+@dataclass(frozen=True)
+class Image:
+    """One image: its file name in the package and what it is made from."""
+
+    name: str
+    sources: tuple[str, ...]
+    description: str
+    elf32: bool = False
+    """Rewrap as ELF32 and leave the header's address fields out: loaders then go by the program headers."""
+
+
+IMAGES = (
+    Image("hello.elf", ("hello/hello.c",), "one level: CPUID, MSRs, exceptions, PIT and APIC timer interrupts, HLT"),
+    Image("hello32.elf", ("hello/hello.c",), "the same as ELF32 without multiboot address fields", elf32=True),
+    Image("bench_cpuid.elf", ("bench/bench_cpuid.c",), "benchmark: CPUID loop; count=N"),
+    Image("bench_integer.elf", ("bench/bench_integer.c",), "benchmark: integer loop, no exits; count=N"),
+    Image("bench_memory.elf", ("bench/bench_memory.c",), "benchmark: loads over a buffer; count=N passes, kib=N"),
+    Image("bench_stores.elf", ("bench/bench_stores.c",), "benchmark: stores, push and pop; count=N"),
+    Image("bench_syscall.elf", ("bench/bench_syscall.c",), "benchmark: ring 3 to ring 0 and back by SYSCALL; count=N"),
+)
+
+
+def _run(command: list[str]) -> str:
+    """Run a tool in the sources' folder; its output, or `BuildError`."""
+    environment = {**os.environ, "LC_ALL": "C", "SOURCE_DATE_EPOCH": "0"}
+    try:
+        done = subprocess.run(command, cwd=SOURCES, env=environment, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise BuildError(f"{command[0]} is not installed") from None
+    if done.returncode:
+        raise BuildError(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
+    return done.stdout
+
+
+def toolchain() -> dict[str, str]:
+    """The versions that decide the bytes: compiler and linker."""
+    return {
+        "compiler": _run(["gcc", "--version"]).splitlines()[0],
+        "linker": _run(["ld", "--version"]).splitlines()[0],
+    }
+
+
+def _include_flags() -> list[str]:
+    """Our headers, and the compiler's own freestanding ones (stdint.h, stdarg.h) in place of the C library's."""
+    own = _run(["gcc", "-print-file-name=include"]).strip()
+    return ["-Ilib", "-isystem", own]
+
+
+def build_image(image: Image, into: Path) -> Path:
+    """Compile and link one image into the folder `into`.
+
+    Every source is compiled from a path relative to guests/, and the result is
+    stripped, so neither the checkout's place nor the time gets into the bytes.
+    """
+    with tempfile.TemporaryDirectory(prefix="lzero-guest-") as scratch:
+        objects = []
+        defines = ["-DELF_HEADERS_ONLY"] if image.elf32 else []
+        for source in (*LIBRARY, *image.sources):
+            target = Path(scratch) / (source.replace("/", "-") + ".o")
+            _run(["gcc", *FREESTANDING, *_include_flags(), *defines, "-c", source, "-o", str(target)])
+            objects.append(str(target))
+        linked = Path(scratch) / "linked.elf"
+        _run(["gcc", *FREESTANDING, *LINK, "-Wl,-T,lib/link.ld", *objects, "-o", str(linked)])
+        result = into / image.name
+        form = ["-O", "elf32-i386"] if image.elf32 else []
+        _run(["objcopy", "--strip-debug", "--discard-all", *form, str(linked), str(result)])
+    result.chmod(0o644)
+    return result
+
+
+def build(into: Path, images: Iterable[Image] = IMAGES) -> list[Path]:
+    """Build the images and write the manifest beside them."""
+    into.mkdir(parents=True, exist_ok=True)
+    chosen = list(images)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        built = list(pool.map(lambda image: build_image(image, into), chosen))
+    lines = ["# Written by scripts/build-guests; do not edit.", "[toolchain]"]
+    lines += [f'{key} = "{value}"' for key, value in toolchain().items()]
+    for image, path in zip(chosen, built, strict=True):
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        lines += ["", "[[image]]", f'name = "{image.name}"', f'description = "{image.description}"']
+        lines += [f'sha256 = "{digest}"']
+    (into / MANIFEST).write_text("\n".join(lines) + "\n")
+    return built
+
+
+def recorded_toolchain() -> dict[str, str]:
+    """The toolchain that made the shipped images."""
+    recorded: dict[str, str] = tomllib.loads((PREBUILT / MANIFEST).read_text())["toolchain"]
+    return recorded
