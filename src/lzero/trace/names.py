@@ -1,0 +1,30 @@
+"""Names of reasons and fields as tables print them, from the fact tables of :mod:`lzero.sdm`."""
+
+from __future__ import annotations
+
+from functools import cache
+
+__all__ = ["field_name", "reason_name"]
+
+_SVM = 0x10000
+
+
+@cache
+def reason_name(code: int) -> str:
+    """The trace name of a reason; bit 16 set means SVM. Numbers without a name are printed as numbers."""
+    if code & _SVM:
+        from lzero.sdm.svm_exit_codes import svm_exit_code_name
+
+        return svm_exit_code_name(code & 0xFFFF)
+    from lzero.sdm.exit_reasons import exit_reason_name
+
+    return exit_reason_name(code)
+
+
+@cache
+def field_name(encoding: int) -> str:
+    """The SDM name of a VMCS field encoding; an unknown one is printed in hex."""
+    from lzero.sdm.vmcs_fields import VMCS_FIELDS
+
+    row = VMCS_FIELDS.get(encoding)
+    return row.name if row is not None else f"0x{encoding:04x}"
