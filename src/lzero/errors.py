@@ -12,7 +12,8 @@
     ├── ToolError               a compiler or another outside program failed or is missing
     └── EngineError             the CPU engine is missing, of an unknown version, or misbehaves
 
-Messages say what was wrong, where, and what to do about it.
+Messages say what was wrong, where, and what to do about it. Statuses are even, so that none of them can be taken for the
+odd status of a guest's debug exit; docs/exit-status.md lists them all.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class ImageError(LzeroError):
 class GuestFault(LzeroError):
     """The guest reached a state from which no machine could continue."""
 
-    exit_status = 67
+    exit_status = 68
 
 
 class ConsistencyError(LzeroError):
@@ -65,7 +66,7 @@ class ConsistencyError(LzeroError):
         The values that made it fail.
     """
 
-    exit_status = 67
+    exit_status = 68
 
     def __init__(self, check: str, message: str) -> None:
         super().__init__(f"{check}: {message}")
@@ -75,22 +76,22 @@ class ConsistencyError(LzeroError):
 class TraceFormatError(LzeroError):
     """A recording that could not be read, with the place where reading failed."""
 
-    exit_status = 65
+    exit_status = 76
 
 
 class PlanError(LzeroError):
     """No plan can be made from this input."""
 
-    exit_status = 65
+    exit_status = 76
 
 
 class ToolError(LzeroError):
     """An outside program (compiler, disassembler) failed or is missing."""
 
-    exit_status = 69
+    exit_status = 74
 
 
 class EngineError(LzeroError):
     """The CPU engine is missing, of an unknown version, or misbehaves."""
 
-    exit_status = 71
+    exit_status = 72
