@@ -12,8 +12,8 @@
     ├── ToolError               a compiler or another outside program failed or is missing
     └── EngineError             the CPU engine is missing, of an unknown version, or misbehaves
 
-Messages say what was wrong, where, and what to do about it. Statuses are even, so that none of them can be taken for the
-odd status of a guest's debug exit; docs/exit-status.md lists them all.
+Messages say what was wrong, where, and what to do about it. Statuses are even, so that none of them can be
+taken for the odd status of a guest's debug exit; docs/exit-status.md lists them all.
 """
 
 from __future__ import annotations

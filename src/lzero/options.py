@@ -246,9 +246,9 @@ class MachineOptions:
         if self.initrd is not None and self.modules:
             raise UsageError("--initrd is for a Linux kernel and --module for a multiboot kernel: give one of them")
         if not self.nested and self.shadow_vmcs != "off":
-            raise UsageError(f"--shadow-vmcs={self.shadow_vmcs} needs --nested=on: without VMX there is no VMCS to shadow")
+            raise UsageError(f"--shadow-vmcs={self.shadow_vmcs} needs --nested=on: without VMX nothing is shadowed")
         if self.load_address is not None and (self.initrd is not None or self.modules or self.append or self.args):
-            raise UsageError("a flat binary (--load-address) takes no command line, initrd or modules: nothing defines them")
+            raise UsageError("a flat binary (--load-address) takes no arguments, --append, --initrd or --module")
         outputs = [path.absolute() for path in (self.record, self.json) if path is not None]
         inputs = [path.absolute() for path in (self.image, self.initrd, *self._module_files()) if path is not None]
         if len(outputs) == 2 and outputs[0] == outputs[1]:
