@@ -8,6 +8,10 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from lzero.trace.aggregates import Aggregates
+from lzero.trace.names import reason_name
+from lzero.trace.table import exit_table
+
 __all__ = ["EXIT_STATUS", "Ended", "RunResult"]
 
 
@@ -57,26 +61,23 @@ class RunResult:
         Value written to the debug-exit port (0 to 255), if that ended it.
     message:
         For an ending that is nobody's wish: what happened, guest RIP, mode, registers, last exits. Empty otherwise.
-    exits_by_reason:
-        Per level (1 = L1, 2 = L2): name of the exit reason → number of exits that reached L0.
+    aggregates:
+        Running totals over the run's exits, as the recorder has them at its end.
     host_seconds:
         Wall time of the run, without loading the image.
     guest_seconds:
         Time that passed on the guest's clock.
     engine_version:
         Of the CPU engine, such as ``unicorn 2.1.4``.
-    exit_table:
-        The exit table as text, in the columns of ``perf kvm stat report``; empty when nothing exited.
     """
 
     ended: Ended
     debug_exit: int | None = None
     message: str = ""
-    exits_by_reason: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
+    aggregates: Aggregates = field(default_factory=Aggregates)
     host_seconds: float = 0.0
     guest_seconds: float = 0.0
     engine_version: str = ""
-    exit_table: str = ""
 
     def __post_init__(self) -> None:
         if (self.ended is Ended.DEBUG_EXIT) != (self.debug_exit is not None):
@@ -84,8 +85,18 @@ class RunResult:
 
     @property
     def exits(self) -> int:
-        """Number of all exits that reached L0."""
-        return sum(sum(level.values()) for level in self.exits_by_reason.values())
+        """Number of all exits, of every level."""
+        return sum(self.aggregates.total(level).count for level in self.aggregates.levels())
+
+    @property
+    def exits_by_reason(self) -> dict[int, dict[str, int]]:
+        """Per level (1 = L1, 2 = L2): name of the exit reason → number of exits, the most frequent first."""
+        return {level: _named(self.aggregates.counts(level)) for level in self.aggregates.levels()}
+
+    @property
+    def exit_table(self) -> str:
+        """The exits as text in the columns of ``perf kvm stat report``, a part for each level, then their causes."""
+        return exit_table(self.aggregates)
 
     @property
     def exit_status(self) -> int:
@@ -106,10 +117,7 @@ class RunResult:
             "debug_exit": self.debug_exit,
             "message": self.message,
             "exits": self.exits,
-            "exits_by_reason": {
-                f"L{level}": dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0])))
-                for level, reasons in sorted(self.exits_by_reason.items())
-            },
+            "exits_by_reason": {f"L{level}": reasons for level, reasons in self.exits_by_reason.items()},
             "host_seconds": self.host_seconds,
             "guest_seconds": self.guest_seconds,
             "engine_version": self.engine_version,
@@ -118,3 +126,7 @@ class RunResult:
     def to_json(self) -> str:
         """:meth:`summary` as JSON text with a final newline."""
         return json.dumps(self.summary(), indent=2) + "\n"
+
+
+def _named(counts: Mapping[int, int]) -> dict[str, int]:
+    return {reason_name(code): count for code, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))}

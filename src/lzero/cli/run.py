@@ -117,7 +117,7 @@ def report(options: MachineOptions, result: RunResult) -> int:
     """Print and write what the options ask to be told about a run; returns the exit status for the command."""
     if options.json is not None:
         _write_atomically(options.json, result.to_json())
-    if not options.quiet and result.exit_table:
+    if not options.quiet:
         typer.echo(f"\n{result.exit_table.rstrip()}", err=True)
     if not options.quiet and options.record is not None:
         typer.echo(f"recorded {result.exits} exits in {options.record}", err=True)
