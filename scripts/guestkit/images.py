@@ -17,15 +17,17 @@ SOURCES = ROOT / "guests"
 PREBUILT = ROOT / "src" / "lzero" / "guests"
 MANIFEST = "manifest.toml"
 
-LIBRARY = ("lib/boot.S", "lib/traps.S", "lib/runtime.c", "lib/print.c", "lib/timers.c")
+KERNEL_LIBRARY = ("lib/boot.S", "lib/traps.S", "lib/runtime.c", "lib/print.c", "lib/format.c", "lib/timers.c")
+LINUX_LIBRARY = ("lib/linux_start.S", "lib/linux.c", "lib/format.c")
 
 FREESTANDING = (
-    "-m64 -O2 -std=gnu11 -ffreestanding -nostdinc -nostdlib -static -no-pie -fno-pie -mcmodel=small -mno-red-zone "
+    "-m64 -O2 -std=gnu11 -ffreestanding -nostdlib -static -no-pie -fno-pie -mcmodel=small -mno-red-zone "
     "-mgeneral-regs-only -fno-stack-protector -fcf-protection=none -fno-asynchronous-unwind-tables -fno-ident "
     "-ffunction-sections -fdata-sections -fno-strict-aliasing -Wall -Wextra -Wstrict-prototypes -Wmissing-prototypes "
     "-Werror"
 ).split()
-LINK = "-Wl,--build-id=none -Wl,-z,noexecstack -Wl,--no-warn-rwx-segments -Wl,-n -Wl,--no-gc-sections".split()
+LINK = "-Wl,--build-id=none -Wl,-z,noexecstack -Wl,--no-gc-sections".split()
+LINK_KERNEL = "-Wl,--no-warn-rwx-segments -Wl,-n -Wl,-T,lib/link.ld".split()
 
 
 class BuildError(Exception):
@@ -39,6 +41,8 @@ class Image:
     name: str
     sources: tuple[str, ...]
     description: str
+    kind: str = "multiboot"
+    """`multiboot` for a kernel; `linux` for a static program that goes into an initramfs."""
     elf32: bool = False
     """Rewrap as ELF32 and leave the header's address fields out: loaders then go by the program headers."""
 
@@ -51,6 +55,7 @@ IMAGES = (
     Image("bench_memory.elf", ("bench/bench_memory.c",), "benchmark: loads over a buffer; count=N passes, kib=N"),
     Image("bench_stores.elf", ("bench/bench_stores.c",), "benchmark: stores, push and pop; count=N"),
     Image("bench_syscall.elf", ("bench/bench_syscall.c",), "benchmark: ring 3 to ring 0 and back by SYSCALL; count=N"),
+    Image("tasks.elf", ("tasks/tasks.c",), "userland work: fork, system calls, text to compress", kind="linux"),
 )
 
 
@@ -74,10 +79,12 @@ def toolchain() -> dict[str, str]:
     }
 
 
-def _include_flags() -> list[str]:
-    """Our headers, and the compiler's own freestanding ones (stdint.h, stdarg.h) in place of the C library's."""
+def _include_flags(kind: str) -> list[str]:
+    """Our headers; a kernel sees the compiler's freestanding ones (stdint.h, stdarg.h) besides, and no others."""
+    if kind == "linux":
+        return ["-Ilib"]
     own = _run(["gcc", "-print-file-name=include"]).strip()
-    return ["-Ilib", "-isystem", own]
+    return ["-Ilib", "-nostdinc", "-isystem", own]
 
 
 def build_image(image: Image, into: Path) -> Path:
@@ -89,12 +96,13 @@ def build_image(image: Image, into: Path) -> Path:
     with tempfile.TemporaryDirectory(prefix="lzero-guest-") as scratch:
         objects = []
         defines = ["-DELF_HEADERS_ONLY"] if image.elf32 else []
-        for source in (*LIBRARY, *image.sources):
+        kernel = image.kind == "multiboot"
+        for source in (*(KERNEL_LIBRARY if kernel else LINUX_LIBRARY), *image.sources):
             target = Path(scratch) / (source.replace("/", "-") + ".o")
-            _run(["gcc", *FREESTANDING, *_include_flags(), *defines, "-c", source, "-o", str(target)])
+            _run(["gcc", *FREESTANDING, *_include_flags(image.kind), *defines, "-c", source, "-o", str(target)])
             objects.append(str(target))
         linked = Path(scratch) / "linked.elf"
-        _run(["gcc", *FREESTANDING, *LINK, "-Wl,-T,lib/link.ld", *objects, "-o", str(linked)])
+        _run(["gcc", *FREESTANDING, *LINK, *(LINK_KERNEL if kernel else ()), *objects, "-o", str(linked)])
         result = into / image.name
         form = ["-O", "elf32-i386"] if image.elf32 else []
         _run(["objcopy", "--strip-debug", "--discard-all", *form, str(linked), str(result)])
@@ -113,7 +121,7 @@ def build(into: Path, images: Iterable[Image] = IMAGES) -> list[Path]:
     for image, path in zip(chosen, built, strict=True):
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         lines += ["", "[[image]]", f'name = "{image.name}"', f'description = "{image.description}"']
-        lines += [f'sha256 = "{digest}"']
+        lines += [f'kind = "{image.kind}"', f'sha256 = "{digest}"']
     (into / MANIFEST).write_text("\n".join(lines) + "\n")
     return built
 

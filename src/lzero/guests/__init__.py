@@ -31,12 +31,15 @@ class Guest:
         File name in the package.
     description:
         What it exercises, and its command-line options.
+    kind:
+        ``multiboot`` for a kernel to run, ``linux`` for a static program that goes into an initramfs.
     sha256:
         Digest of the file as it was built, in hexadecimal.
     """
 
     name: str
     description: str
+    kind: str
     sha256: str
 
 
