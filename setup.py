@@ -34,7 +34,7 @@ def native_library() -> list[Extension]:
     sources = sorted(str(path) for path in NATIVE.glob("*.c"))
     if not sources:
         return []
-    headers = sorted(str(path) for path in NATIVE.glob("*.h"))
+    headers = sorted(str(path) for pattern in ("*.h", "*.def") for path in NATIVE.glob(pattern))
     return [
         Extension(
             "lzero.cpu.engine._native",

@@ -280,7 +280,10 @@ class MachineOptions:
 def _check_readable(path: Path, what: str, error: type[ImageError] | type[UsageError]) -> None:
     try:
         if path.is_dir():
-            raise error(f"{path} is a directory, not a {what}")
+            raise error(f"{path} is a directory: give the file of the {what}")
+        # A pipe could be read only once, and a loader looks at an image more than once.
+        if path.exists() and not path.is_file():
+            raise error(f"{path} is a device or a pipe: give a regular file for the {what}")
         with path.open("rb"):
             pass
     except (OSError, ValueError) as failure:

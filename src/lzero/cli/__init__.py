@@ -149,16 +149,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _usage_error(error: Any) -> int:
-    # NoArgsIsHelpError carries the help as its message: asked for or not, it is shown the same way.
-    try:
-        context = getattr(error, "ctx", None)
-        if context is not None and type(error).__name__ != "NoArgsIsHelpError":
-            _say(context.get_usage())
-            _say(f"lzero: error: {error.format_message()}  (try '{context.command_path} --help')")
-        else:
-            _say(error.format_message())
-    except BrokenPipeError:
-        _discard(sys.stderr)
+    context = getattr(error, "ctx", None)
+    message = error.format_message()
+    if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help, which needs no comment
+        _say(message)
+    elif context is None:
+        _say(f"lzero: error: {message}  (try 'lzero --help')")
+    else:
+        _say(f"{context.get_usage()}\nlzero: error: {message}  (try '{context.command_path} --help')")
     return USAGE
 
 
