@@ -1,0 +1,187 @@
+"""The board: every device, wired as on a PC with one processor.
+
+Interrupt lines are numbered as ACPI's global system interrupts. An ISA interrupt reaches both the 8259A pair and the
+I/O APIC; IRQ 0 is input 2 there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from lzero.platform.bus import Bus
+from lzero.platform.clock import Clock
+from lzero.platform.debug_exit import DebugExit
+from lzero.platform.exits import ExitRequest
+from lzero.platform.fw_cfg import FwCfg
+from lzero.platform.ioapic import PINS, IoApic
+from lzero.platform.keyboard import KeyboardController
+from lzero.platform.lapic import LocalApic
+from lzero.platform.memory import GuestMemory
+from lzero.platform.pic import PicPair
+from lzero.platform.pit import Pit8254
+from lzero.platform.port61 import Port61
+from lzero.platform.reset import ResetPorts
+from lzero.platform.rtc import Rtc
+from lzero.platform.serial import COM1_IRQ, Serial16550
+from lzero.platform.test_device import TestDevice
+
+__all__ = ["Console", "Pc"]
+
+TIMER_IRQ, KEYBOARD_IRQ, RTC_IRQ = 0, 1, 8
+TIMER_GSI = 2
+ISA_IRQS = 16
+DELAY_PORTS = (0x80, 0xED)
+"""Ports that software writes to wait a microsecond: the POST code and a port that never had a device."""
+
+
+class Console(Protocol):
+    """Where the guest's console output goes: any binary stream."""
+
+    def write(self, data: bytes, /) -> object:
+        """Take bytes."""
+        ...
+
+
+class Pc:
+    """The platform around one processor.
+
+    The run loop looks at ``interrupt_pending`` and ``nmi_pending`` (or the methods of the same purpose) at every
+    exit, and at ``exit_request`` after port writes.
+
+    Parameters
+    ----------
+    memory:
+        The guest's RAM.
+    clock:
+        Guest time; the only one any device knows.
+    console:
+        Receives the serial port's output byte by byte.
+    on_interrupt:
+        Called when an interrupt, an NMI or an INIT has become deliverable that was not before: wake or stop the
+        processor.
+    physical_address_bits:
+        MAXPHYADDR of the processor.
+    """
+
+    def __init__(
+        self,
+        memory: GuestMemory,
+        clock: Clock,
+        console: Console,
+        on_interrupt: Callable[[], None] | None = None,
+        physical_address_bits: int = 39,
+    ) -> None:
+        self.memory = memory
+        self.clock = clock
+        self.bus = Bus()
+        self.on_interrupt = on_interrupt
+        self.exit_request: ExitRequest | None = None
+        self.interrupt_pending = False
+        self.nmi_pending = False
+        self._attention = False
+        self._pic_output = False
+        # The local APIC reports changes while it is being built, before the rest of the board exists.
+        self._built = False
+        self.ioapic = IoApic(lambda message: self.lapic.receive(message))
+        self.lapic = LocalApic(
+            clock,
+            self.bus,
+            on_change=self._update,
+            on_eoi=self.ioapic.end_of_interrupt,
+            physical_address_bits=physical_address_bits,
+        )
+        self.pic = PicPair(self._set_pic_output)
+        self.pit = Pit8254(clock, self._timer_edge)
+        self.port61 = Port61(clock, self.pit.channels[2])
+        self.rtc = Rtc(clock, lambda level: self.irq(RTC_IRQ, level))
+        self.serial = Serial16550(lambda level: self.irq(COM1_IRQ, level), console.write)
+        self.keyboard = KeyboardController(lambda level: self.irq(KEYBOARD_IRQ, level), self._request_exit)
+        self.fw_cfg = FwCfg(memory)
+        self.debug_exit = DebugExit(self._request_exit)
+        self.reset_ports = ResetPorts(self._request_exit)
+        self.test_device = TestDevice(self.irq)
+        self._built = True
+        self._attach()
+        self.rtc.describe_memory(memory)
+        self.lapic.set_firmware_state()
+
+    def _attach(self) -> None:
+        devices = (
+            self.ioapic,
+            self.pic,
+            self.pit,
+            self.port61,
+            self.rtc,
+            self.serial,
+            self.keyboard,
+            self.fw_cfg,
+            self.debug_exit,
+            self.reset_ports,
+            self.test_device,
+        )
+        for device in devices:
+            device.attach(self.bus)
+        for port in DELAY_PORTS:
+            self.bus.register_byte_port(port, lambda: 0xFF, lambda value: None)
+
+    # Interrupts
+
+    def irq(self, gsi: int, level: bool) -> None:
+        """Drive a global system interrupt, 0 to 23."""
+        if gsi < ISA_IRQS:
+            self.pic.set_input(gsi, level)
+        pin = TIMER_GSI if gsi == TIMER_IRQ else gsi
+        if gsi != TIMER_GSI and pin < PINS:
+            self.ioapic.set_input(pin, level)
+
+    def _timer_edge(self) -> None:
+        # In its periodic modes the counter's output is high but for a moment: a short low before each edge.
+        self.irq(TIMER_IRQ, False)
+        self.irq(TIMER_IRQ, True)
+
+    def _set_pic_output(self, level: bool) -> None:
+        self._pic_output = level
+        self.lapic.set_lint0(level)
+
+    def _update(self) -> None:
+        """Something about interrupts changed: refresh what the run loop reads, and wake it if there is more to do
+        than before.
+        """
+        if not self._built:
+            return
+        lapic = self.lapic
+        self.interrupt_pending = pending = lapic.deliverable or (self._pic_output and lapic.accepts_extint)
+        self.nmi_pending = lapic.nmi_pending
+        attention = pending or lapic.nmi_pending or lapic.init_pending
+        rising = attention and not self._attention
+        self._attention = attention
+        if rising and self.on_interrupt is not None:
+            self.on_interrupt()
+
+    def pending_interrupt(self) -> bool:
+        """Whether a maskable interrupt waits for the processor."""
+        return self.interrupt_pending
+
+    def acknowledge_interrupt(self) -> int:
+        """The processor accepts an interrupt: its vector. The local APIC's come first, then the 8259A's."""
+        if self.lapic.deliverable:
+            return self.lapic.acknowledge()
+        if self._pic_output and self.lapic.accepts_extint:
+            return self.pic.acknowledge()
+        return self.lapic.acknowledge()
+
+    def acknowledge_nmi(self) -> None:
+        """The processor accepts the pending NMI."""
+        self.lapic.nmi_pending = False
+        self._update()
+
+    # The outside
+
+    def feed_console(self, data: bytes) -> None:
+        """Characters typed at the console."""
+        self.serial.feed(data)
+
+    def _request_exit(self, request: ExitRequest) -> None:
+        if self.exit_request is None:
+            self.exit_request = request

@@ -1,0 +1,311 @@
+"""A 16550A serial port at 0x3F8, IRQ 4: the console.
+
+Characters leave at once: the transmitter is always empty by the time software looks. The receiver has the real FIFO;
+what the host sends faster than the guest reads waits outside, so nothing is lost and no overrun is reported.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from enum import IntEnum, IntFlag
+
+from lzero.platform.bus import Bus
+from lzero.platform.registers import Access, RegisterRow
+
+__all__ = ["COM1_BASE", "COM1_IRQ", "REGISTERS", "Serial16550"]
+
+COM1_BASE = 0x3F8
+COM1_IRQ = 4
+FIFO_SIZE = 16
+SHEET = "TI PC16550D"
+
+# Offsets count from the port's base.
+REGISTERS = (
+    RegisterRow("RBR", 0, Access.READ, f"{SHEET} 8.1", "when LCR.DLAB is 0"),
+    RegisterRow("THR", 0, Access.WRITE, f"{SHEET} 8.1", "when LCR.DLAB is 0"),
+    RegisterRow("DLL", 0, Access.READ_WRITE, f"{SHEET} 8.3", "when LCR.DLAB is 1"),
+    RegisterRow("IER", 1, Access.READ_WRITE, f"{SHEET} 8.7", "when LCR.DLAB is 0"),
+    RegisterRow("DLM", 1, Access.READ_WRITE, f"{SHEET} 8.3", "when LCR.DLAB is 1"),
+    RegisterRow("IIR", 2, Access.READ, f"{SHEET} 8.6"),
+    RegisterRow("FCR", 2, Access.WRITE, f"{SHEET} 8.5"),
+    RegisterRow("LCR", 3, Access.READ_WRITE, f"{SHEET} 8.2"),
+    RegisterRow("MCR", 4, Access.READ_WRITE, f"{SHEET} 8.8"),
+    RegisterRow("LSR", 5, Access.READ, f"{SHEET} 8.4", "factory-test writes are ignored"),
+    RegisterRow("MSR", 6, Access.READ, f"{SHEET} 8.9"),
+    RegisterRow("SCR", 7, Access.READ_WRITE, f"{SHEET} 8.10"),
+)
+
+
+class Ier(IntFlag):
+    """Interrupt enable register."""
+
+    RECEIVED_DATA = 1
+    TRANSMITTER_EMPTY = 2
+    LINE_STATUS = 4
+    MODEM_STATUS = 8
+
+
+class Lcr(IntFlag):
+    """Line control register; only the bit with a consequence here."""
+
+    DIVISOR_LATCH_ACCESS = 0x80
+
+
+class Mcr(IntFlag):
+    """Modem control register."""
+
+    DTR = 1
+    RTS = 2
+    OUT1 = 4
+    OUT2 = 8
+    LOOPBACK = 0x10
+
+
+class Lsr(IntFlag):
+    """Line status register."""
+
+    DATA_READY = 1
+    OVERRUN = 2
+    THR_EMPTY = 0x20
+    TRANSMITTER_EMPTY = 0x40
+
+
+class Msr(IntFlag):
+    """Modem status register."""
+
+    DELTA_CTS = 1
+    DELTA_DSR = 2
+    TRAILING_RI = 4
+    DELTA_DCD = 8
+    CTS = 0x10
+    DSR = 0x20
+    RI = 0x40
+    DCD = 0x80
+
+
+class Iir(IntEnum):
+    """Interrupt identification, highest priority first."""
+
+    LINE_STATUS = 6
+    RECEIVED_DATA = 4
+    CHARACTER_TIMEOUT = 0xC
+    TRANSMITTER_EMPTY = 2
+    MODEM_STATUS = 0
+    NONE = 1
+
+
+TRIGGER_LEVELS = (1, 4, 8, 14)
+"""Receiver FIFO trigger level by FCR bits 7:6."""
+FCR_ENABLE, FCR_CLEAR_RECEIVER, FCR_CLEAR_TRANSMITTER = 1, 2, 4
+IIR_FIFOS_ENABLED = 0xC0
+MCR_WRITABLE = 0x1F
+IDLE_MODEM = int(Msr.CTS | Msr.DSR | Msr.DCD)
+LINES = int(Msr.CTS | Msr.DSR | Msr.RI | Msr.DCD)
+
+
+class Serial16550:
+    """One UART.
+
+    Parameters
+    ----------
+    irq:
+        Drives the interrupt line.
+    transmit:
+        Receives each character as a one-byte ``bytes``.
+    base:
+        First of the eight ports.
+    """
+
+    def __init__(self, irq: Callable[[bool], None], transmit: Callable[[bytes], object], base: int = COM1_BASE) -> None:
+        self._irq = irq
+        self._transmit = transmit
+        self._base = base
+        self._receive: deque[int] = deque()
+        self._waiting: deque[int] = deque()
+        self._ier = self._lcr = self._mcr = self._scr = 0
+        self._divisor = 12
+        self._fifo_enabled = False
+        self._trigger = 1
+        self._overrun = False
+        self._thr_interrupt = False
+        self._character_timeout = False
+        self._msr = IDLE_MODEM
+        self._line = False
+
+    def attach(self, bus: Bus) -> None:
+        """Claim the eight ports."""
+        handlers = (
+            (self._read_data, self._write_data),
+            (self._read_ier, self._write_ier),
+            (self._read_iir, self._write_fcr),
+            (lambda: self._lcr, self._write_lcr),
+            (lambda: self._mcr, self._write_mcr),
+            (self._read_lsr, None),
+            (self._read_msr, None),
+            (lambda: self._scr, self._write_scr),
+        )
+        for offset, (read, write) in enumerate(handlers):
+            bus.register_byte_port(self._base + offset, read, write)
+
+    def feed(self, data: bytes) -> None:
+        """Characters from the host: the guest receives them as fast as it reads."""
+        self._waiting.extend(data)
+        self._refill()
+
+    @property
+    def input_waiting(self) -> int:
+        """Characters the guest has not read yet."""
+        return len(self._waiting) + len(self._receive)
+
+    # Data and divisor
+
+    def _read_data(self) -> int:
+        if self._lcr & Lcr.DIVISOR_LATCH_ACCESS:
+            return self._divisor & 0xFF
+        self._character_timeout = False
+        value = self._receive.popleft() if self._receive else 0
+        self._refill()
+        return value
+
+    def _write_data(self, value: int) -> None:
+        if self._lcr & Lcr.DIVISOR_LATCH_ACCESS:
+            self._divisor = self._divisor & 0xFF00 | value
+            return
+        if self._mcr & Mcr.LOOPBACK:
+            self._loop_back(value)
+        else:
+            self._transmit(bytes((value,)))
+        self._thr_interrupt = True
+        if self._ier & Ier.TRANSMITTER_EMPTY:
+            # The character has left already: the line must show a new edge, or an edge-triggered controller would
+            # lose this interrupt.
+            self._set_line(False)
+            self._update()
+
+    def _loop_back(self, value: int) -> None:
+        if len(self._receive) >= self._capacity:
+            self._overrun = True
+            if not self._fifo_enabled:
+                self._receive[-1] = value
+        else:
+            self._receive.append(value)
+        self._character_timeout = True
+        self._update()
+
+    @property
+    def _capacity(self) -> int:
+        return FIFO_SIZE if self._fifo_enabled else 1
+
+    def _refill(self) -> None:
+        # In loopback the serial input is disconnected from the line.
+        if not self._mcr & Mcr.LOOPBACK:
+            while self._waiting and len(self._receive) < self._capacity:
+                self._receive.append(self._waiting.popleft())
+        # Whatever stays below the trigger level would time out after four character times; no guest can tell that it
+        # happens at once.
+        self._character_timeout = bool(self._receive)
+        self._update()
+
+    # Interrupts
+
+    def _read_ier(self) -> int:
+        return self._divisor >> 8 if self._lcr & Lcr.DIVISOR_LATCH_ACCESS else self._ier
+
+    def _write_ier(self, value: int) -> None:
+        if self._lcr & Lcr.DIVISOR_LATCH_ACCESS:
+            self._divisor = self._divisor & 0xFF | value << 8
+            return
+        enabled = value & ~self._ier
+        self._ier = value & 0xF
+        if enabled & Ier.TRANSMITTER_EMPTY:
+            # Enabling it while the holding register is empty raises it (drivers test for that).
+            self._thr_interrupt = True
+        self._update()
+
+    def _identify(self) -> Iir:
+        ier = self._ier
+        if ier & Ier.LINE_STATUS and self._overrun:
+            return Iir.LINE_STATUS
+        if ier & Ier.RECEIVED_DATA and self._receive:
+            if not self._fifo_enabled or len(self._receive) >= self._trigger:
+                return Iir.RECEIVED_DATA
+            if self._character_timeout:
+                return Iir.CHARACTER_TIMEOUT
+        if ier & Ier.TRANSMITTER_EMPTY and self._thr_interrupt:
+            return Iir.TRANSMITTER_EMPTY
+        if ier & Ier.MODEM_STATUS and self._msr & 0xF:
+            return Iir.MODEM_STATUS
+        return Iir.NONE
+
+    def _read_iir(self) -> int:
+        cause = self._identify()
+        if cause is Iir.TRANSMITTER_EMPTY:
+            self._thr_interrupt = False
+            self._update()
+        return cause | (IIR_FIFOS_ENABLED if self._fifo_enabled else 0)
+
+    def _update(self) -> None:
+        # On a PC the interrupt reaches the controller only through the OUT2 gate; loopback disconnects the pin, not
+        # the gate's state, and drivers test interrupts in loopback, so the gate alone decides.
+        self._set_line(self._identify() is not Iir.NONE)
+
+    def _set_line(self, level: bool) -> None:
+        gated = level and bool(self._mcr & Mcr.OUT2)
+        if gated != self._line:
+            self._line = gated
+            self._irq(gated)
+
+    # Control and status
+
+    def _write_fcr(self, value: int) -> None:
+        enabled = bool(value & FCR_ENABLE)
+        if enabled != self._fifo_enabled or value & FCR_CLEAR_RECEIVER:
+            self._receive.clear()
+            self._overrun = False
+        if value & FCR_CLEAR_TRANSMITTER and enabled:
+            self._thr_interrupt = True
+        self._fifo_enabled = enabled
+        self._trigger = TRIGGER_LEVELS[value >> 6] if enabled else 1
+        self._refill()
+
+    def _write_lcr(self, value: int) -> None:
+        self._lcr = value
+
+    def _write_scr(self, value: int) -> None:
+        self._scr = value
+
+    def _write_mcr(self, value: int) -> None:
+        self._mcr = value & MCR_WRITABLE
+        self._set_modem_lines(self._looped_lines() if self._mcr & Mcr.LOOPBACK else IDLE_MODEM)
+        self._refill()
+
+    def _looped_lines(self) -> int:
+        """In loopback RTS, DTR, OUT1 and OUT2 appear as CTS, DSR, RI and DCD."""
+        pairs = ((Mcr.RTS, Msr.CTS), (Mcr.DTR, Msr.DSR), (Mcr.OUT1, Msr.RI), (Mcr.OUT2, Msr.DCD))
+        return sum(int(status) for control, status in pairs if self._mcr & control)
+
+    def _set_modem_lines(self, lines: int) -> None:
+        before = self._msr & LINES
+        changed = before ^ lines
+        deltas = self._msr & 0xF | (changed & int(Msr.CTS | Msr.DSR | Msr.DCD)) >> 4
+        if before & Msr.RI and not lines & Msr.RI:
+            deltas |= Msr.TRAILING_RI
+        self._msr = lines | deltas
+
+    def _read_lsr(self) -> int:
+        value = int(Lsr.THR_EMPTY | Lsr.TRANSMITTER_EMPTY)
+        if self._receive:
+            value |= Lsr.DATA_READY
+        if self._overrun:
+            value |= Lsr.OVERRUN
+            self._overrun = False
+            self._update()
+        return value
+
+    def _read_msr(self) -> int:
+        value = self._msr
+        if value & 0xF:
+            self._msr = value & LINES
+            self._update()
+        return value
