@@ -190,7 +190,7 @@ def _table() -> Strategy:
 
 
 def _chain() -> Strategy:
-    """``if (reason == MSR_WRITE) return ...; else if (reason == PREEMPTION_TIMER) return ...;`` and in the end the table."""
+    """``if (reason == MSR_WRITE) return ...; else if (reason == PREEMPTION_TIMER) return ...;``, then the table."""
     summary = "a prioritised chain of tests for six frequent reasons, then the table: A. Arcangeli; landed in 5.6"
     return Strategy("chain", "S2", summary, tests_then_table(FAST_REASONS))
 
