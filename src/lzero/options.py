@@ -6,11 +6,12 @@ Nothing here loads an engine, so a mistake in the options is reported before any
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 from math import isfinite
 from pathlib import Path
-from typing import BinaryIO, Literal, get_args
+from typing import Any, BinaryIO, Literal, Self, get_args
 
 from lzero.errors import ImageError, UsageError
 
@@ -31,6 +32,8 @@ TimeoutKind = Literal["guest", "host"]
 KernelEntry = Literal["elf", "decompressor"]
 EntryMode = Literal["real16", "protected32", "long64"]
 
+DEFAULT_MEMORY = "512M"
+DEFAULT_CPU_CLOCK = "1GHz"
 MINIMUM_MEMORY = 1 << 20
 """Bytes: below this there is no room for the BIOS areas every image expects."""
 MAXIMUM_MEMORY = 256 << 30
@@ -191,8 +194,8 @@ class MachineOptions:
     modules: tuple[str, ...] = ()
     initrd: Path | None = None
     append: str = ""
-    memory_bytes: int = 512 << 20
-    tsc_hz: int = 1_000_000_000
+    memory_bytes: int = parse_size(DEFAULT_MEMORY)
+    tsc_hz: int = parse_frequency(DEFAULT_CPU_CLOCK)
     clock: ClockKind = "virtual"
     timeout_s: float | None = None
     timeout_kind: TimeoutKind = "guest"
@@ -208,6 +211,67 @@ class MachineOptions:
     entry_mode: EntryMode = "protected32"
     console: BinaryIO | None = None
     stdin: BinaryIO | None = None
+
+    @classmethod
+    def of(
+        cls,
+        image: str | Path,
+        args: Iterable[str] = (),
+        *,
+        memory: str | int = DEFAULT_MEMORY,
+        cpu_clock: str | int = DEFAULT_CPU_CLOCK,
+        timeout: str | float | None = None,
+        nested: str | bool = True,
+        load_address: str | int | None = None,
+        **choices: Any,
+    ) -> Self:
+        """Options as a person writes them: the words of ``lzero run``, or plain numbers.
+
+        Parameters
+        ----------
+        image, args:
+            As in the class; ``guest:NAME`` is an image that comes with lzero.
+        memory:
+            Size such as ``"512M"``, or bytes.
+        cpu_clock:
+            Frequency such as ``"2.4GHz"``, or hertz.
+        timeout:
+            Duration such as ``"10"`` or ``"host:30"``, or seconds of the guest's clock.
+        nested:
+            ``"on"``, ``"off"`` or a boolean.
+        load_address:
+            Address such as ``"0x7c00"``, or a number.
+        choices:
+            Any other parameter of the class. Paths may be text.
+
+        Raises
+        ------
+        UsageError, ImageError
+            As making an object of the class does.
+
+        >>> MachineOptions.of("guest:hello", memory="64M", timeout="host:30").memory_bytes
+        67108864
+        """
+        unknown = sorted(set(choices) - set(cls.__dataclass_fields__))
+        if unknown:
+            raise UsageError(f"a machine has no option {', '.join(unknown)}")
+        if timeout is not None:
+            choices["timeout_s"], choices["timeout_kind"] = (
+                parse_duration(timeout) if isinstance(timeout, str) else (float(timeout), "guest")
+            )
+        for name in ("initrd", "record", "json"):
+            if choices.get(name) is not None:
+                choices[name] = Path(choices[name])
+        return cls(
+            image=_image(image),
+            args=tuple(args),
+            modules=tuple(choices.pop("modules", ())),
+            memory_bytes=parse_size(memory) if isinstance(memory, str) else memory,
+            tsc_hz=parse_frequency(cpu_clock) if isinstance(cpu_clock, str) else cpu_clock,
+            nested=_switch("nested", nested) if isinstance(nested, str) else nested,
+            load_address=parse_address(load_address) if isinstance(load_address, str) else load_address,
+            **choices,
+        )
 
     def __post_init__(self) -> None:
         self._check_ranges()
@@ -275,6 +339,22 @@ class MachineOptions:
                 raise UsageError(f"{option} {output} is a directory: give a file")
             if not output.absolute().parent.is_dir():
                 raise UsageError(f"{option} {output}: the directory {output.absolute().parent} does not exist")
+
+
+def _image(image: str | Path) -> Path:
+    """Path of an image, also of one named ``guest:NAME``, which comes with lzero."""
+    name = str(image)
+    if not name.startswith("guest:"):
+        return Path(image)
+    from lzero import guests
+
+    return guests.path(name.removeprefix("guest:"))
+
+
+def _switch(option: str, text: str) -> bool:
+    if text not in ("on", "off"):
+        raise UsageError(f"{option}={text}: write on or off")
+    return text == "on"
 
 
 def _check_readable(path: Path, what: str, error: type[ImageError] | type[UsageError]) -> None:

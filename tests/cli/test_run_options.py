@@ -189,7 +189,7 @@ MISTAKES = {
     "timeout": ("{image} --timeout=soon", 64, "is no duration"),
     "timeout zero": ("{image} --timeout=0", 64, "more than zero"),
     "timeout whose": ("{image} --timeout=wall:3", 64, "guest:3 or host:3"),
-    "nested": ("{image} --nested=maybe", 64, "--nested=on or --nested=off"),
+    "nested": ("{image} --nested=maybe", 64, "nested=maybe: write on or off"),
     "shadow without nested": ("{image} --nested=off --shadow-vmcs=default", 64, "needs --nested=on"),
     "shadow file": ("{image} --shadow-vmcs=/nowhere.toml", 64, "cannot read the shadow-VMCS field list"),
     "initrd and module": ("{image} --initrd={image} --module={image}", 64, "give one of them"),
@@ -259,3 +259,19 @@ def test_whatever_file_is_named_is_opened_or_refused(text: str) -> None:
         MachineOptions(image=Path(text))
     except ImageError as refusal:
         assert isinstance(refusal, LzeroError)
+
+
+def test_options_from_python(image: Path) -> None:
+    assert MachineOptions.of(str(image), ["a"], memory=1 << 20, timeout=1.5, nested=False) == MachineOptions(
+        image=image, args=("a",), memory_bytes=1 << 20, timeout_s=1.5, nested=False
+    )
+
+
+def test_an_unknown_option_from_python_is_named(image: Path) -> None:
+    with pytest.raises(UsageError, match="no option colour"):
+        MachineOptions.of(image, colour="red")
+
+
+def test_an_unknown_bundled_guest_is_named() -> None:
+    with pytest.raises(ImageError, match="no bundled guest 'nobody'"):
+        MachineOptions.of("guest:nobody")

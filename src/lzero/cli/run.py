@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lzero.errors import UsageError
-from lzero.options import MachineOptions, parse_address, parse_duration, parse_frequency, parse_size
+from lzero.options import DEFAULT_CPU_CLOCK, DEFAULT_MEMORY, MachineOptions
 
 if TYPE_CHECKING:
     from lzero.result import RunResult
@@ -22,7 +22,10 @@ app = typer.Typer(rich_markup_mode=None)
 def run(
     image: Annotated[
         str,
-        typer.Argument(help="Guest image: a multiboot kernel, a Linux bzImage, or with --load-address a flat binary."),
+        typer.Argument(
+            help="Guest image: a multiboot kernel, a Linux bzImage, or with --load-address a flat binary. "
+            "guest:NAME is one that comes with lzero."
+        ),
     ],
     args: Annotated[
         list[str] | None,
@@ -34,8 +37,8 @@ def run(
         typer.Option(metavar="'FILE [ARGS]'", help="Module of a multiboot kernel; may be given again."),
     ] = None,
     append: Annotated[str, typer.Option(metavar="TEXT", help="Command line of a Linux kernel.")] = "",
-    memory: Annotated[str, typer.Option(metavar="SIZE", help="Guest RAM, such as 512M or 4GiB.")] = "512M",
-    cpu_clock: Annotated[str, typer.Option(metavar="HZ", help="TSC frequency, such as 2.4GHz.")] = "1GHz",
+    memory: Annotated[str, typer.Option(metavar="SIZE", help="Guest RAM, such as 512M or 4GiB.")] = DEFAULT_MEMORY,
+    cpu_clock: Annotated[str, typer.Option(metavar="HZ", help="TSC frequency, such as 2.4GHz.")] = DEFAULT_CPU_CLOCK,
     clock: Annotated[
         str, typer.Option(metavar="virtual|host", help="Deterministic time that skips idling, or the host's time.")
     ] = "virtual",
@@ -79,29 +82,26 @@ def run(
     to standard error. The exit status is (value << 1) | 1 for a debug exit, 0 for a power-off, and otherwise one of
     docs/exit-status.md.
     """
-    timeout_s, timeout_kind = parse_duration(timeout) if timeout is not None else (None, "guest")
-    options = MachineOptions(
-        image=Path(image),
-        args=tuple(args or ()),
-        modules=tuple(module or ()),
-        initrd=_path(initrd),
+    options = MachineOptions.of(
+        image,
+        args or (),
+        modules=module or (),
+        initrd=initrd,
         append=append,
-        memory_bytes=parse_size(memory),
-        tsc_hz=parse_frequency(cpu_clock),
-        # Checked, with the other choices, by MachineOptions: one message for the command and the Python API.
-        clock=clock,  # type: ignore[arg-type]
-        timeout_s=timeout_s,
-        timeout_kind=timeout_kind,  # type: ignore[arg-type]  # a literal of parse_duration, widened by the conditional
-        record=_path(record),
+        memory=memory,
+        cpu_clock=cpu_clock,
+        clock=clock,
+        timeout=timeout,
+        record=record,
         dispatch=dispatch,
-        json=_path(json),
+        json=json,
         quiet=quiet,
         ignore_msrs=ignore_msrs,
-        nested=_switch("--nested", nested),
+        nested=nested,
         shadow_vmcs=shadow_vmcs,
-        kernel_entry=kernel_entry,  # type: ignore[arg-type]  # checked by MachineOptions
-        load_address=parse_address(load_address) if load_address is not None else None,
-        entry_mode=entry_mode,  # type: ignore[arg-type]  # checked by MachineOptions
+        kernel_entry=kernel_entry,
+        load_address=load_address,
+        entry_mode=entry_mode,
     )
     raise typer.Exit(report(options, run_machine(options)))
 
@@ -124,16 +124,6 @@ def report(options: MachineOptions, result: RunResult) -> int:
     if result.message:
         typer.echo(f"lzero: {result.ended}: {result.message}", err=True)
     return result.exit_status
-
-
-def _path(text: str | None) -> Path | None:
-    return Path(text) if text is not None else None
-
-
-def _switch(option: str, text: str) -> bool:
-    if text not in ("on", "off"):
-        raise UsageError(f"{option}={text}: write {option}=on or {option}=off")
-    return text == "on"
 
 
 def _write_atomically(path: Path, text: str) -> None:
