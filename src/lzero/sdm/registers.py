@@ -129,7 +129,7 @@ class Rflags(IntFlag):
 
 RFLAGS_ALWAYS_ONE = 1 << 1
 """Bit 1 of RFLAGS reads as 1."""
-RFLAGS_RESERVED = 0xFFFF_FFFF_FFC0_802A & ~RFLAGS_ALWAYS_ONE
+RFLAGS_RESERVED = 0xFFFF_FFFF_FFC0_8028
 """Bits of RFLAGS that must be 0: 63:22, 15, 5 and 3."""
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-__all__ = ["SVM_EXIT_CODES", "SvmExitRow", "svm_exit_code_from_name", "svm_exit_name"]
+__all__ = ["SECTION", "SVM_EXIT_CODES", "SvmExitRow", "svm_exit_code_from_name", "svm_exit_name"]
 
 SECTION = "APM vol. 2, appendix C"
 
