@@ -36,7 +36,7 @@ LEGACY_BASE = 0xA0000
 FIRMWARE_BASE = 0xE0000
 """Start of the area that operating systems search for the ACPI and MP tables; lzero's tables are here."""
 EXTENDED_BASE = 0x10_0000
-MINIMUM_SIZE = 2 << 20
+MINIMUM_SIZE = 1 << 20
 
 
 class GuestMemoryError(GuestFault):
@@ -89,7 +89,7 @@ class GuestMemory:
     Parameters
     ----------
     size:
-        Bytes of RAM; a multiple of the page size, at least 2 MiB.
+        Bytes of RAM; a multiple of the page size, at least 1 MiB.
 
     Raises
     ------
@@ -192,4 +192,4 @@ class GuestMemory:
             E820Entry(EXTENDED_BASE, low_end - EXTENDED_BASE, E820Type.RAM),
         ]
         entries += [E820Entry(r.gpa, r.size, E820Type.RAM) for r in self.regions[1:]]
-        return tuple(entries)
+        return tuple(entry for entry in entries if entry.size)
