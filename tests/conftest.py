@@ -15,3 +15,6 @@ settings.register_profile(
 # For looking further: pytest --hypothesis-profile=search
 settings.register_profile("search", parent=settings.get_profile("suite"), derandomize=False, max_examples=2_000)
 settings.load_profile("suite")
+
+# For the tests of the pytest plugin, which run pytest in pytest.
+pytest_plugins = ["pytester"]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lzero.errors import UsageError
 from lzero.options import DEFAULT_CPU_CLOCK, DEFAULT_MEMORY, MachineOptions
+from lzero.output import write_atomically
 
 if TYPE_CHECKING:
     from lzero.result import RunResult
@@ -116,7 +115,7 @@ def run_machine(options: MachineOptions) -> RunResult:
 def report(options: MachineOptions, result: RunResult) -> int:
     """Print and write what the options ask to be told about a run; returns the exit status for the command."""
     if options.json is not None:
-        _write_atomically(options.json, result.to_json())
+        write_atomically(options.json, result.to_json())
     if not options.quiet:
         typer.echo(f"\n{result.exit_table.rstrip()}", err=True)
     if not options.quiet and options.record is not None:
@@ -124,14 +123,3 @@ def report(options: MachineOptions, result: RunResult) -> int:
     if result.message:
         typer.echo(f"lzero: {result.ended}: {result.message}", err=True)
     return result.exit_status
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    """Write a file whole or not at all: a reader never sees half of it, and a failure leaves the old one."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_text(text)
-        partial.replace(path)
-    except OSError as failure:
-        partial.unlink(missing_ok=True)
-        raise UsageError(f"cannot write {path}: {failure.strerror}") from failure

@@ -1,1 +1,9 @@
-"""Tests of a hypervisor's exits: a pytest plugin and budgets."""
+"""Guard a hypervisor's exits in its own tests: a pytest plugin, costs per exit reason, and budgets in a TOML file.
+
+See ``docs/testing.md``. The plugin is ``lzero.testing.plugin``, which pytest finds by itself.
+"""
+
+from lzero.testing.budget import Budget, Verdict, check, load_budgets
+from lzero.testing.exits import Cost, Exits
+
+__all__ = ["Budget", "Cost", "Exits", "Verdict", "check", "load_budgets"]
