@@ -40,7 +40,7 @@ def native_library() -> list[Extension]:
             "lzero.cpu.engine._native",
             sources=sources,
             depends=headers,
-            extra_compile_args=["-O2", "-std=gnu11", "-Wall", "-Wextra"],
+            extra_compile_args=["-O2", "-std=gnu11", "-fno-strict-aliasing", "-foptimize-sibling-calls", "-Wall", "-Wextra"],
             optional=True,
         )
     ]

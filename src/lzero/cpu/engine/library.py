@@ -1,0 +1,139 @@
+"""Load lzero's native library, then libunicorn, in that order.
+
+The order matters: libunicorn binds its calls to its own exported functions when it is loaded, and takes those of a
+library that was loaded before it for all to see (``RTLD_GLOBAL``). See ``native/native.h``.
+"""
+
+from __future__ import annotations
+
+import ctypes as C
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lzero.errors import EngineError
+
+if TYPE_CHECKING:
+    from lzero.cpu.engine.discovery import Layout
+
+__all__ = ["SUPPORTED_UNICORN", "TRAP_CALLBACK", "NativeLibrary", "load"]
+
+SUPPORTED_UNICORN = "2.1.4"
+TRAP_CALLBACK = C.CFUNCTYPE(C.c_uint32, C.c_uint32)
+
+_SOURCES = Path(__file__).parent / "native"
+_FLAGS = ["-O2", "-std=gnu11", "-fno-strict-aliasing", "-foptimize-sibling-calls", "-fPIC", "-shared"]
+
+
+@dataclass(frozen=True)
+class NativeLibrary:
+    """The loaded native library: its functions, the slots by name, and where the engine keeps its state."""
+
+    functions: C.CDLL
+    slots: dict[str, int]
+    layout: Layout
+    engine_version: str
+
+
+def _names(library: C.CDLL, symbol: str) -> list[str]:
+    text = C.string_at(C.addressof(C.c_char.in_dll(library, symbol)), 1 << 14)
+    return text[: text.index(b"\0\0")].decode("ascii").split("\0")
+
+
+def _build() -> Path:
+    """Compile the native library into the user's cache: for checkouts and for wheels built without a compiler."""
+    sources = sorted(_SOURCES.glob("*.c"))
+    digest = hashlib.sha256(b"".join(p.read_bytes() for p in sorted(_SOURCES.iterdir()) if p.is_file())).hexdigest()[:16]
+    cache_dir = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "lzero"
+    target = cache_dir / f"_native-{digest}.so"
+    if target.exists():
+        return target
+    compiler = shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc") or shutil.which("clang")
+    if compiler is None:
+        raise EngineError(
+            "lzero's native library is not built and no C compiler was found; install gcc (Debian: apt-get install gcc) "
+            "and run again, or install a wheel of lzero that was built with one"
+        )
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache_dir) as scratch:
+        output = Path(scratch) / target.name
+        command = [compiler, *_FLAGS, "-o", str(output), *map(str, sources), "-ldl"]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        if result.returncode:
+            raise EngineError(f"{compiler} failed to build lzero's native library:\n{result.stderr.strip()}")
+        output.replace(target)
+    return target
+
+
+def _prebuilt() -> Path | None:
+    candidate = Path(__file__).parent / "_native.so"
+    if not candidate.exists():
+        return None
+    newest = max((p.stat().st_mtime for p in _SOURCES.iterdir()), default=0.0)
+    return candidate if candidate.stat().st_mtime >= newest else None
+
+
+def _declare(native: C.CDLL) -> None:
+    p, u64 = C.c_void_p, C.c_uint64
+    signatures: dict[str, tuple[type | None, list[type]]] = {
+        "lz_bind": (C.c_char_p, [C.c_char_p]),
+        "lz_set_layout": (None, [p]),
+        "lz_create": (p, [p, p, p, TRAP_CALLBACK]),
+        "lz_destroy": (None, [p]),
+        "lz_add_region": (C.c_int, [p, u64, u64, p]),
+        "lz_set_vmcs": (None, [p, p]),
+        "lz_run": (C.c_int, [p]),
+    }
+    for name, (result, arguments) in signatures.items():
+        function = getattr(native, name)
+        function.restype, function.argtypes = result, arguments
+
+
+@cache
+def load() -> NativeLibrary:
+    """Load the native library and the engine, once per process.
+
+    Raises
+    ------
+    EngineError
+        The host is not Linux, unicorn was imported before lzero, is missing or of another version, or one of its
+        internals was not found; the message says which.
+    """
+    if not sys.platform.startswith("linux"):
+        raise EngineError(f"lzero's machine runs on Linux; this is {sys.platform}. Traces and dispatch work everywhere")
+    if "unicorn.unicorn_py3.unicorn" in sys.modules and "lzero.cpu.engine.discovery" not in sys.modules:
+        raise EngineError("unicorn was imported before lzero's machine; import lzero.Machine first in this process")
+    path = _prebuilt() or _build()
+    native = C.CDLL(str(path), mode=os.RTLD_NOW | os.RTLD_GLOBAL)
+    _declare(native)
+    try:
+        import unicorn
+        import unicorn.unicorn_py3.unicorn as binding
+    except ImportError as error:
+        raise EngineError(f"the engine is missing: {error}; pip install unicorn=={SUPPORTED_UNICORN}") from error
+    if unicorn.__version__ != SUPPORTED_UNICORN:
+        raise EngineError(
+            f"unicorn {unicorn.__version__} is installed; lzero's engine needs {SUPPORTED_UNICORN}, since it uses the "
+            f"engine's internals: pip install unicorn=={SUPPORTED_UNICORN}"
+        )
+    from lzero.cpu.engine.discovery import discover
+
+    engine: C.CDLL = binding.uclib
+    missing = native.lz_bind(os.fsencode(engine._name))
+    if missing:
+        raise EngineError(f"unicorn {unicorn.__version__}: libunicorn does not export {missing.decode()}_x86_64")
+    layout = discover(engine)
+    order = _names(native, "lz_layout_names")
+    unknown = [name for name in order if name not in layout.offsets]
+    if unknown:
+        raise EngineError(f"unicorn {unicorn.__version__}: CPU state fields not found: {', '.join(unknown)}")
+    native.lz_set_layout((C.c_int32 * len(order))(*(layout.offsets[name] for name in order)))
+    slots = {name: index for index, name in enumerate(_names(native, "lz_slot_names"))}
+    return NativeLibrary(native, slots, layout, unicorn.__version__)

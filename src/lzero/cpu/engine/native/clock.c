@@ -1,0 +1,90 @@
+/* The guest's clock: blocks of guest code executed, or the host's clock. */
+#include "native.h"
+
+#include <time.h>
+
+uint64_t lz_host_ns(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+uint64_t lz_tsc(struct lz_machine *m)
+{
+    if (m->s.host_clock) {
+        unsigned __int128 ns = lz_host_ns() - m->s.host_start_ns;
+        return m->s.tsc_base + (uint64_t)(ns * m->s.host_tsc_per_ns >> 32) + m->s.tsc_offset;
+    }
+    unsigned __int128 blocks = m->s.blocks + m->s.armed - m->s.budget;
+    return m->s.tsc_base + (uint64_t)(blocks * m->s.tsc_per_block >> 16) + m->s.tsc_offset;
+}
+
+static void expire(struct lz_machine *m)
+{
+    /* Only ask: the engine leaves its chain of blocks here, and x86_cpu_exec_interrupt finds out why. */
+    C32(interrupt_request) |= LZ_REQUEST;
+    C32(icount_decr) |= 0xffff0000u;
+}
+
+/* The engine calls this at the head of every translated block. */
+void helper_check_exit_request_x86_64(void *uc, uint32_t in_delay_slot)
+{
+    struct lz_machine *m = lz_current;
+    if (__builtin_expect(!m || m->uc != uc, 0)) {
+        m = lz_lookup(uc);
+        if (!m) {
+            lz_engine.helper_check_exit_request(uc, in_delay_slot);
+            return;
+        }
+    }
+    if (__builtin_expect((int64_t)--m->s.budget < 0, 0))
+        expire(m);
+    if (__builtin_expect((int32_t)*m->icount_decr < 0, 0)) {
+        /* The call must be a jump: the engine reads its return address to find the guest's RIP. */
+        lz_engine.helper_check_exit_request(uc, in_delay_slot);
+    }
+}
+
+/* Emitted after every memory access, where a stop would execute a read-modify-write instruction twice. */
+void check_exit_request_x86_64(void *tcg_context)
+{
+    (void)tcg_context;
+}
+
+static void require_tsc_allowed(struct lz_machine *m, uintptr_t retaddr)
+{
+    if ((E64(cr4) & 4) && (E32(hflags) & HF_CPL))
+        lz_engine.raise_exception_err_ra(m->env, 13, 0, retaddr);
+}
+
+void cpu_svm_check_intercept_param_x86_64(void *env, uint32_t type, uint64_t param, uintptr_t retaddr);
+
+void helper_rdtsc_x86_64(void *env)
+{
+    struct lz_machine *m = lz_of_env(env);
+    if (!m) {
+        lz_engine.helper_rdtsc(env);
+        return;
+    }
+    require_tsc_allowed(m, LZ_RETADDR);
+    cpu_svm_check_intercept_param_x86_64(env, TRAP_RDTSC, 0, LZ_RETADDR);
+    uint64_t tsc = lz_tsc(m);
+    REG(0) = (uint32_t)tsc;
+    REG(2) = tsc >> 32;
+}
+
+void helper_rdtscp_x86_64(void *env)
+{
+    struct lz_machine *m = lz_of_env(env);
+    if (!m) {
+        lz_engine.helper_rdtscp(env);
+        return;
+    }
+    require_tsc_allowed(m, LZ_RETADDR);
+    cpu_svm_check_intercept_param_x86_64(env, TRAP_RDTSC, 1, LZ_RETADDR);
+    uint64_t tsc = lz_tsc(m);
+    REG(0) = (uint32_t)tsc;
+    REG(2) = tsc >> 32;
+    REG(1) = (uint32_t)m->s.tsc_aux;
+}
