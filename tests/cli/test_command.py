@@ -11,6 +11,7 @@ import pytest
 
 import lzero.errors
 from lzero.cli import SUB_COMMANDS, main
+from lzero.cli.budget import OVER_BUDGET
 from lzero.errors import LzeroError
 from lzero.result import EXIT_STATUS
 
@@ -126,5 +127,5 @@ def test_statuses_are_even_and_mean_one_thing() -> None:
 def test_documentation_lists_every_status() -> None:
     page = (ROOT / "docs/exit-status.md").read_text()
     listed = {int(status) for status in re.findall(r"^\| (\d+) \|", page, re.MULTILINE)}
-    own = {64, 130, 141}
+    own = {64, 130, 141, OVER_BUDGET}
     assert listed == {kind.exit_status for kind in ERRORS} | set(EXIT_STATUS.values()) | own
