@@ -7,20 +7,27 @@ I/O APIC; IRQ 0 is input 2 there.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Protocol
 
+from lzero.platform import acpi, mptable
 from lzero.platform.bus import Bus
 from lzero.platform.clock import Clock
 from lzero.platform.debug_exit import DebugExit
 from lzero.platform.exits import ExitRequest
-from lzero.platform.fw_cfg import FwCfg
+from lzero.platform.fw_cfg import FwCfg, Key
 from lzero.platform.ioapic import PINS, IoApic
 from lzero.platform.keyboard import KeyboardController
 from lzero.platform.lapic import LocalApic
+from lzero.platform.loaders import EntryState, LoadOptions
+from lzero.platform.loaders import load as load_image
 from lzero.platform.memory import GuestMemory
+from lzero.platform.pci import PciHost
 from lzero.platform.pic import PicPair
 from lzero.platform.pit import Pit8254
 from lzero.platform.port61 import Port61
+from lzero.platform.power import PowerManagement
 from lzero.platform.reset import ResetPorts
 from lzero.platform.rtc import Rtc
 from lzero.platform.serial import COM1_IRQ, Serial16550
@@ -100,10 +107,12 @@ class Pc:
         self.fw_cfg = FwCfg(memory)
         self.debug_exit = DebugExit(self._request_exit)
         self.reset_ports = ResetPorts(self._request_exit)
+        self.power = PowerManagement(clock, self._request_exit)
+        self.pci = PciHost()
         self.test_device = TestDevice(self.irq)
         self._built = True
         self._attach()
-        self.rtc.describe_memory(memory)
+        self._install_firmware_tables()
         self.lapic.set_firmware_state()
 
     def _attach(self) -> None:
@@ -118,12 +127,42 @@ class Pc:
             self.fw_cfg,
             self.debug_exit,
             self.reset_ports,
+            self.power,
+            self.pci,
             self.test_device,
         )
         for device in devices:
             device.attach(self.bus)
         for port in DELAY_PORTS:
             self.bus.register_byte_port(port, lambda: 0xFF, lambda value: None)
+
+    def _install_firmware_tables(self) -> None:
+        """What firmware leaves in memory and CMOS: ACPI and MP tables, BIOS data, memory sizes."""
+        tables = acpi.install(self.memory)
+        self.rsdp_address = tables.rsdp_address
+        self.fw_cfg.add_file("etc/acpi/rsdp", tables.rsdp)
+        self.fw_cfg.add_file("etc/acpi/tables", tables.tables)
+        mptable.install(self.memory)
+        self.rtc.describe_memory(self.memory)
+
+    def load(self, image: Path, options: LoadOptions | None = None) -> EntryState:
+        """Load a guest's image, and tell fw_cfg about it.
+
+        Raises
+        ------
+        ImageError
+            As :func:`lzero.platform.loaders.load`.
+        """
+        options = replace(options or LoadOptions(), rsdp=self.rsdp_address)
+        state = load_image(image, self.memory, options)
+        command_line = options.command_line.encode() + b"\0"
+        self.fw_cfg.add_number(Key.COMMAND_LINE_SIZE, len(command_line), 4)
+        self.fw_cfg.add(Key.COMMAND_LINE_DATA, command_line)
+        if options.initrd is not None:
+            contents = options.initrd.read_bytes()
+            self.fw_cfg.add_number(Key.INITRD_SIZE, len(contents), 4)
+            self.fw_cfg.add(Key.INITRD_DATA, contents)
+        return state
 
     # Interrupts
 
