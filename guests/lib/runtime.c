@@ -14,16 +14,6 @@ struct multiboot_info {
 	uint32_t cmdline;
 };
 
-struct gate {
-	uint16_t offset_low;
-	uint16_t selector;
-	uint8_t ist;
-	uint8_t type;
-	uint16_t offset_mid;
-	uint32_t offset_high;
-	uint32_t reserved;
-};
-
 struct __attribute__((packed)) table_pointer {
 	uint16_t limit;
 	uint64_t base;
@@ -153,21 +143,25 @@ void trap_dispatch(struct trap_frame *frame)
 	panic("unhandled trap");
 }
 
+struct gate interrupt_gate(const char *handler)
+{
+	uint64_t offset = (uint64_t)handler;
+
+	return (struct gate){
+		.offset_low = (uint16_t)offset,
+		.selector = SEL_CODE64,
+		.type = 0x8e,   /* present, DPL 0, interrupt gate */
+		.offset_mid = (uint16_t)(offset >> 16),
+		.offset_high = (uint32_t)(offset >> 32),
+	};
+}
+
 static void load_idt(void)
 {
 	struct table_pointer pointer = { sizeof idt - 1, (uint64_t)idt };
 
-	for (unsigned vector = 0; vector < 256; vector++) {
-		uint64_t stub = (uint64_t)(trap_stubs + vector * STUB_SIZE);
-
-		idt[vector] = (struct gate){
-			.offset_low = (uint16_t)stub,
-			.selector = SEL_CODE64,
-			.type = 0x8e,   /* present, DPL 0, interrupt gate */
-			.offset_mid = (uint16_t)(stub >> 16),
-			.offset_high = (uint32_t)(stub >> 32),
-		};
-	}
+	for (unsigned vector = 0; vector < 256; vector++)
+		idt[vector] = interrupt_gate(trap_stubs + vector * STUB_SIZE);
 	asm volatile("lidt %0" : : "m"(pointer));
 }
 
@@ -175,6 +169,7 @@ _Noreturn void runtime_start(uint32_t magic, uint32_t info)
 {
 	const struct multiboot_info *multiboot = (const void *)(uint64_t)info;
 
+	console_init();
 	load_idt();
 	if (magic != MULTIBOOT_LOADER_MAGIC)
 		panic("not started by a multiboot loader");

@@ -13,13 +13,28 @@ struct trap_frame {
 	uint64_t rip, cs, rflags, rsp, ss;
 };
 
+/* An interrupt gate of 64-bit mode. */
+struct gate {
+	uint16_t offset_low;
+	uint16_t selector;
+	uint8_t ist;
+	uint8_t type;
+	uint16_t offset_mid;
+	uint32_t offset_high;
+	uint32_t reserved;
+};
+
 typedef void (*trap_handler)(struct trap_frame *frame);
 
 /* Each image defines this.  The return value is the debug-exit value. */
 int guest_main(void);
 
-/* print.c: %s %c %u %d %x with an optional 0, width and l. */
+/* print.c.  Formats: %s %c %u %d %x with an optional 0, width and l. */
 void print(const char *format, ...) __attribute__((format(printf, 1, 2)));
+void console_init(void);
+
+/* boot.S */
+extern char boot_gdt[], boot_tss[];
 
 /* runtime.c */
 extern uint32_t memory_kib_above_1m;
@@ -29,6 +44,7 @@ uint64_t option_value(const char *name, uint64_t otherwise);   /* NAME=VALUE, de
 const char *option_text(const char *name);                     /* the text after NAME=, or NULL */
 bool word_is(const char *text, const char *word);              /* text up to a blank or comma equals word */
 void set_trap_handler(unsigned vector, trap_handler handler);  /* NULL: report and stop */
+struct gate interrupt_gate(const char *handler);
 _Noreturn void leave(uint8_t value);
 _Noreturn void panic(const char *what);
 

@@ -18,6 +18,9 @@ PREBUILT = ROOT / "src" / "lzero" / "guests"
 MANIFEST = "manifest.toml"
 
 KERNEL_LIBRARY = ("lib/boot.S", "lib/traps.S", "lib/runtime.c", "lib/print.c", "lib/format.c", "lib/timers.c")
+L1_LIBRARY = ("l1/vmx.c", "l1/vmcs.c", "l1/ept.c", "l1/enter.S", "l1/guest.S")
+L1 = ("l1/l1.c", "l1/workloads.c", "l1/exits.c", *L1_LIBRARY)
+ROUNDTRIP = ("l1/roundtrip.c", "l1/roundtrip.S", *L1_LIBRARY)
 LINUX_LIBRARY = ("lib/linux_start.S", "lib/linux.c", "lib/format.c")
 
 FREESTANDING = (
@@ -55,6 +58,8 @@ IMAGES = (
     Image("bench_memory.elf", ("bench/bench_memory.c",), "benchmark: loads over a buffer; count=N passes, kib=N"),
     Image("bench_stores.elf", ("bench/bench_stores.c",), "benchmark: stores, push and pop; count=N"),
     Image("bench_syscall.elf", ("bench/bench_syscall.c",), "benchmark: ring 3 to ring 0 and back by SYSCALL; count=N"),
+    Image("l1.elf", L1, "a small hypervisor with L2 guests of its own; run=NAME,… count=N where=l1"),
+    Image("l1_roundtrip.elf", ROUNDTRIP, "benchmark: L2 CPUID to L1 (2 VMREAD, 1 VMWRITE) to L2; count=N"),
     Image("tasks.elf", ("tasks/tasks.c",), "userland work: fork, system calls, text to compress", kind="linux"),
 )
 

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 INIT = ROOT / "guests" / "initramfs" / "init"
 PROGRAMS = ROOT / "src" / "lzero" / "guests"
 
-APPLETS = "cat cut date dd dmesg echo grep gunzip gzip head insmod ls md5sum mount poweroff sh sleep tr uname wc".split()
+APPLETS = "cat dd dmesg echo grep gunzip gzip insmod ls md5sum mount poweroff sh tr uname wc".split()
 KVM_MODULES = ("kvm-intel", "kvm-amd")
 
 
