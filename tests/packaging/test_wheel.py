@@ -31,25 +31,20 @@ def run(*command: str | Path, path: str | None = None, status: int = 0) -> subpr
     return done
 
 
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the source tree: building writes into the tree it builds from."""
-    tree = tmp_path_factory.mktemp("source")
-    shutil.copytree(ROOT / "src", tree / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info", "*.so"))
+def build(into: Path, path: str | None = None) -> Path:
+    # From a copy: building writes into the tree it builds from.
+    source = into / "source"
+    shutil.copytree(ROOT / "src", source / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info", "*.so"))
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, tree)
-    return tree
-
-
-def build(source: Path, into: Path, path: str | None = None) -> Path:
+        shutil.copy(ROOT / name, source)
     run(sys.executable, *BUILD, "--wheel-dir", into, source, path=path)
     (wheel,) = into.glob("lzero-*.whl")
     return wheel
 
 
 @pytest.fixture(scope="module")
-def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(source, tmp_path_factory.mktemp("wheel"))
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture(scope="module")
@@ -81,8 +76,8 @@ def test_wheel_holds_licence_types_guests_and_native_library(wheel: Path) -> Non
     assert not [name for name in names if name.startswith("tests/") or "__pycache__" in name]
 
 
-def test_wheel_without_a_compiler_still_builds(source: Path, tmp_path: Path) -> None:
-    wheel = build(source, tmp_path, path=str(tmp_path / "nothing"))
+def test_wheel_without_a_compiler_still_builds(tmp_path: Path) -> None:
+    wheel = build(tmp_path, path=str(tmp_path / "nothing"))
     assert "lzero/cpu/engine/_native.so" not in zipfile.ZipFile(wheel).namelist()
 
 
