@@ -10,23 +10,17 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TextIO
 
 import typer
-from typer.core import TyperCommand, TyperGroup
 from typer.exceptions import TyperException
 
 import lzero
+from lzero.cli.lazy import SubCommand, lazy_group
 from lzero.errors import LzeroError
 
 __all__ = ["main"]
-
-HELP_OPTIONS = ["-h", "--help"]
-COMPLETION = ("install_completion", "show_completion")
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it: 128 + SIGINT."""
@@ -35,66 +29,19 @@ BROKEN_PIPE = 141
 USAGE = 64
 """Exit status for a command line that cannot be understood: the same as for :class:`lzero.errors.UsageError`."""
 
-
-@dataclass(frozen=True, slots=True)
-class SubCommand:
-    """A command of ``lzero``: its module is ``lzero.cli.<name>``."""
-
-    name: str
-    help: str
-    group: bool = False
-    """Whether it has commands below it."""
-
-    @property
-    def module(self) -> str:
-        """Dotted name of the module that implements it."""
-        return f"{__name__}.{self.name}"
-
-
 SUB_COMMANDS = (
-    SubCommand("run", "Run a guest image and show its VM exits."),
-    SubCommand("demo", "Run the bundled guest and show its VM exits."),
-    SubCommand("trace", "Read, show, compare and export recorded exits.", group=True),
-    SubCommand("report", "Write an HTML page about one or two traces."),
-    SubCommand("top", "Watch the exits of a running machine."),
-    SubCommand("shadow", "Plan and verify the set of shadowed VMCS fields.", group=True),
-    SubCommand("dispatch", "Compare, prove, measure, plan and emit exit dispatchers.", group=True),
-    SubCommand("budget", "Check a trace against budgets of exits.", group=True),
-    SubCommand("claims", "Measure the claims of docs/claims.md again."),
+    SubCommand("run", "Run a guest image and show its VM exits.", "lzero.cli.run"),
+    SubCommand("demo", "Run the bundled guest and show its VM exits.", "lzero.cli.demo"),
+    SubCommand("trace", "Read, show, compare and export recorded exits.", "lzero.cli.trace", group=True),
+    SubCommand("report", "Write an HTML page about one or two traces.", "lzero.cli.report"),
+    SubCommand("top", "Watch the exits of a running machine.", "lzero.cli.top"),
+    SubCommand("shadow", "Plan and verify the set of shadowed VMCS fields.", "lzero.cli.shadow", group=True),
+    SubCommand("dispatch", "Compare, prove, measure, plan, emit exit dispatchers.", "lzero.cli.dispatch", group=True),
+    SubCommand("budget", "Check a trace against budgets of exits.", "lzero.cli.budget", group=True),
+    SubCommand("claims", "Measure the claims of docs/claims.md again.", "lzero.cli.claims"),
 )
 
-
-class LazyGroup(TyperGroup):
-    """The top command: knows its sub-commands' names and helps, and loads one only to run it."""
-
-    def __init__(self, **attributes: Any) -> None:
-        super().__init__(**attributes)
-        self._rows = {row.name: row for row in SUB_COMMANDS if find_spec(row.module) is not None}
-        # Stand-ins: enough for the list of commands and for suggestions after a typing error.
-        self.commands = {row.name: TyperCommand(row.name, help=row.help) for row in self._rows.values()}
-
-    # Typer's context class has no public name that its group's own signature accepts, hence Any.
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """Load the module of a sub-command; ``None`` if there is no such command."""
-        row = self._rows.get(cmd_name)
-        if row is None:
-            return None
-        app: typer.Typer = import_module(row.module).app
-        command = typer.main.get_group(app) if row.group else typer.main.get_command(app)
-        command.name = row.name
-        # Completion is installed for the whole command, not for one below it.
-        command.params = [param for param in command.params if param.name not in COMPLETION]
-        command.context_settings.setdefault("help_option_names", HELP_OPTIONS)
-        return command
-
-    def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """List the sub-commands without loading them."""
-        if self._rows:
-            with formatter.section("Commands"):
-                formatter.write_dl([(row.name, row.help) for row in self._rows.values()])
-
-
-app = typer.Typer(cls=LazyGroup, add_completion=False, no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(cls=lazy_group(SUB_COMMANDS), add_completion=False, no_args_is_help=True, rich_markup_mode=None)
 
 
 def _print_version(wanted: bool) -> None:
@@ -103,7 +50,7 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback(context_settings={"help_option_names": HELP_OPTIONS})
+@app.callback(context_settings={"help_option_names": ["-h", "--help"]})
 def _lzero(
     version: bool = typer.Option(False, "--version", callback=_print_version, is_eager=True, help="Print the version."),
 ) -> None:
