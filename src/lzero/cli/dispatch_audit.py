@@ -7,14 +7,12 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["audit", "register"]
+__all__ = ["app", "audit"]
+
+app = typer.Typer(rich_markup_mode=None)
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to the ``dispatch`` group."""
-    app.command("audit")(audit)
-
-
+@app.command()
 def audit(
     module: Annotated[str, typer.Argument(metavar="MODULE.ko", help="Kernel module: .ko, .ko.xz, .ko.zst or .ko.gz.")],
     against: Annotated[str | None, typer.Option(metavar="OTHER.ko", help="Show what differs from this module.")] = None,
