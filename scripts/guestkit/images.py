@@ -61,6 +61,7 @@ IMAGES = (
     Image("l1.elf", L1, "a small hypervisor with L2 guests of its own; run=NAME,… count=N where=l1"),
     Image("l1_roundtrip.elf", ROUNDTRIP, "benchmark: L2 CPUID to L1 (2 VMREAD, 1 VMWRITE) to L2; count=N"),
     Image("tasks.elf", ("tasks/tasks.c",), "userland work: fork, system calls, text to compress", kind="linux"),
+    Image("kvm_l2.elf", ("kvm_l2/kvm_l2.c", "kvm_l2/l2.S"), "guests of /dev/kvm in real and 64-bit mode", kind="linux"),
 )
 
 

@@ -16,6 +16,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 from guestkit import debian, initramfs, newc  # noqa: E402  (the scripts' package is found through the line above)
 
 QEMU = shutil.which("qemu-system-x86_64")
+needs_qemu = pytest.mark.skipif(QEMU is None, reason="qemu-system-x86_64 is not installed")
 
 
 def members(data: bytes) -> dict[str, tuple[int, bytes, tuple[int, int]]]:
@@ -86,16 +87,21 @@ def test_initramfs_is_the_same_each_time(files: debian.DebianFiles) -> None:
     assert {"init", "bin/busybox", "bin/tasks", "dev/console"} <= set(read)
 
 
-@pytest.mark.skipif(QEMU is None, reason="qemu-system-x86_64 is not installed")
+def boot_under_qemu(files: debian.DebianFiles, archive: Path, append: str, cpu: str = "qemu64") -> str:
+    """Console of Debian's kernel with this initramfs on QEMU without acceleration, until it powers off."""
+    command = [QEMU or "", "-accel", "tcg", "-cpu", cpu, "-m", "256", "-display", "none", "-serial", "stdio"]
+    command += ["-monitor", "none", "-no-reboot", "-kernel", str(files.kernel), "-initrd", str(archive)]
+    command += ["-append", f"console=ttyS0 quiet {append}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180, stdin=subprocess.DEVNULL, check=False)
+    assert done.returncode == 0
+    return "\n" + done.stdout.replace("\r", "")
+
+
+@needs_qemu
 def test_linux_runs_the_tasks_on_another_machine(files: debian.DebianFiles, tmp_path: Path) -> None:
     archive = tmp_path / "initramfs.cpio"
     archive.write_bytes(initramfs.make(files))
-    command = [QEMU or "", "-accel", "tcg", "-m", "256", "-display", "none", "-serial", "stdio", "-monitor", "none"]
-    command += ["-no-reboot", "-kernel", str(files.kernel), "-initrd", str(archive)]
-    command += ["-append", "console=ttyS0 quiet lz.task=fork200,syscalls,md5,gzip"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=180, stdin=subprocess.DEVNULL, check=False)
-    console = done.stdout.replace("\r", "")
-    assert done.returncode == 0
+    console = boot_under_qemu(files, archive, "lz.task=fork200,syscalls,md5,gzip")
     for line in (
         f"lzero: init on Linux {files.version}",
         "fork: 200 children",
@@ -105,4 +111,22 @@ def test_linux_runs_the_tasks_on_another_machine(files: debian.DebianFiles, tmp_
         "lzero: kernel log clean",
         "lzero: power off",
     ):
-        assert f"\n{line}\n" in f"\n{console}"
+        assert f"\n{line}\n" in console
+
+
+@needs_qemu
+def test_kvm_program_runs_its_guests_on_another_machine(files: debian.DebianFiles, tmp_path: Path) -> None:
+    """QEMU's TCG has no VMX, but SVM: the same program and initramfs with kvm-amd instead of kvm-intel."""
+    archive = tmp_path / "initramfs.cpio"
+    archive.write_bytes(initramfs.make(files, with_kvm=True))
+    console = boot_under_qemu(files, archive, "lz.task=kvm", cpu="EPYC,+svm")
+    for mode, ports in (("real mode", 22), ("64-bit", 24)):
+        assert f'\nkvm {mode}: port output "hello from {mode}{" mode" if mode == "64-bit" else ""}"\n' in console
+        assert f"\nkvm {mode}: mmio wrote 0x41, read 0x42\n" in console
+        assert f"\nkvm {mode}: 10000 cpuid, sum 70000\n" in console
+        assert f"\nkvm {mode}: halted after {ports} port, 2 mmio exits\n" in console
+    assert "\nkvm_l2: ok\nlzero: kvm end 0\n" in console
+    console = boot_under_qemu(files, archive, "lz.task=kvm lz.kvm=loops,100", cpu="EPYC,+svm")
+    for loop in ("cpuid", "port", "mmio", "msr", "hlt", "ept"):
+        assert f"\nkvm loop {loop}: iterations=100 tsc=" in console
+    assert "\nlzero: kernel log clean\n" in console
