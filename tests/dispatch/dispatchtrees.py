@@ -36,8 +36,8 @@ def slots(draw: st.DrawFn) -> tuple[Slot, ...]:
 
 @st.composite
 def tables(draw: st.DrawFn) -> IndirectTable:
-    names = draw(st.lists(st.sampled_from(list(ConditionName)), max_size=2, unique=True))
-    return IndirectTable(draw(slots()), tuple(Patch(name, draw(slots())) for name in names))
+    patches = [Patch(ConditionName.NESTED, draw(slots()))] if draw(st.booleans()) else []
+    return IndirectTable(draw(slots()), tuple(patches))
 
 
 def _range(pair: tuple[int, int], then: Node, otherwise: Node) -> Range:

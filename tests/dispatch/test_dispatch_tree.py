@@ -139,6 +139,7 @@ def test_handlers_cannot_hide_the_generators_names() -> None:
         (lambda: IndirectTable((Slot(1, Leaf("a")), Slot(1, Leaf("b")))), "two entries"),
         (lambda: Slot(4096, Leaf("a")), "outside 0..4095"),
         (lambda: IndirectTable((Slot(1, Leaf("a")),), (Patch(ConditionName.NESTED, ()),), const=True), "const table"),
+        (lambda: Patch(ConditionName.FAILED_ENTRY, ()), "known at initialisation"),
         (lambda: validate(Eq(1, out_of_line(Leaf("a")), out_of_line(Leaf("b")))), "two different bodies"),
         (lambda: validate(Eq(1, out_of_line(Leaf("a")), Leaf("handle_elsewhere"))), "both a handler and a function"),
     ],

@@ -15,6 +15,7 @@ order survived is checked in the machine code, by :mod:`lzero.dispatch.machine_c
 
 from __future__ import annotations
 
+import re
 import textwrap
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -87,7 +88,8 @@ class _Spelling:
     barrier: str
     nospec: str
     conditions: dict[ConditionName, str]
-    unexpected: tuple[str, ...]
+    unexpected: str
+    """Function that reports an exit nobody handles."""
     linkage: str
     """What stands before the dispatcher's return type."""
     own_table: bool
@@ -102,11 +104,7 @@ _KERNEL = _Spelling(
         ConditionName.NESTED: "nested",
         ConditionName.FAILED_ENTRY: "vmx_get_exit_reason(vcpu).failed_vmentry",
     },
-    unexpected=(
-        "dump_vmcs(vcpu);",
-        "kvm_prepare_unexpected_reason_exit(vcpu, vmx_get_exit_reason(vcpu).full);",
-        "return 0;",
-    ),
+    unexpected="vmx_handle_unexpected_exit",
     linkage="static ",
     own_table=False,
 )
@@ -116,10 +114,21 @@ _STANDALONE = _Spelling(
     barrier="LZERO_HIDE_VALUE",
     nospec="lzero_index_nospec",
     conditions={ConditionName.NESTED: "nested", ConditionName.FAILED_ENTRY: "entry_failed(vcpu)"},
-    unexpected=("return handle_unexpected_exit(vcpu);",),
+    unexpected="handle_unexpected_exit",
     linkage="",
     own_table=True,
 )
+
+
+# Out of line, so that the hot path needs no stack frame.
+_KERNEL_UNEXPECTED = [
+    "static noinline int vmx_handle_unexpected_exit(struct kvm_vcpu *vcpu)",
+    "{",
+    "\tdump_vmcs(vcpu);",
+    "\tkvm_prepare_unexpected_reason_exit(vcpu, vmx_get_exit_reason(vcpu).full);",
+    "\treturn 0;",
+    "}",
+]
 
 
 class _Emitter:
@@ -169,11 +178,12 @@ class _Emitter:
     def out_of_line(self, name: str, body: Node) -> list[str]:
         self.uses_unexpected = False
         statements = self.body(body, 1)
+        # A body that asks nothing of the reason would leave it unused, which is a warning.
+        parse = [f"\tunsigned int reason = {self.spelling.parse};", ""] if _mentions_reason(statements) else []
         return [
             f"noinline int {name}(struct kvm_vcpu *vcpu)",
             "{",
-            f"\tunsigned int reason = {self.spelling.parse};",
-            "",
+            *parse,
             *statements,
             *self.unexpected_tail(),
             "}",
@@ -182,9 +192,11 @@ class _Emitter:
     def entry(self, guarded: bool) -> list[str]:
         self.uses_unexpected = False
         statements = self.entry_body(guarded)
+        unused = [] if _mentions_reason(self.body(self.strategy.root, 1)) else ["\t(void)reason;"]
         return [
             f"{self.spelling.linkage}int {self.function}(struct kvm_vcpu *vcpu, unsigned int reason)",
             "{",
+            *unused,
             *statements,
             *self.unexpected_tail(),
             "}",
@@ -216,7 +228,7 @@ class _Emitter:
     def unexpected_tail(self) -> list[str]:
         if not self.uses_unexpected:
             return []
-        return ["", f"{_UNEXPECTED_LABEL}:", *(f"\t{line}" for line in self.spelling.unexpected)]
+        return ["", f"{_UNEXPECTED_LABEL}:", f"\treturn {self.spelling.unexpected}(vcpu);"]
 
     # -- statements ---------------------------------------------------------------------------------------------
 
@@ -234,9 +246,9 @@ class _Emitter:
                     self.uses_unexpected = True
                     return [*lines, f"{tabs}goto {_UNEXPECTED_LABEL};"]
                 case IndirectTable():
-                    return [*lines, *self.indirect(node, tabs)]
+                    return [*lines, *self.separate(lines, tabs), *self.indirect(node, tabs)]
                 case Switch():
-                    lines += self.switch(node, depth)
+                    lines += self.separate(lines, tabs) + self.switch(node, depth)
                     node = node.default
                 case Eq() | Less() | Range() | Condition():
                     lines += self.test(node, depth)
@@ -259,10 +271,16 @@ class _Emitter:
                 return f"reason == {reason_spelling(node.reason)}"
             case Less():
                 return f"reason < {reason_spelling(node.bound)}"
+            case Range() if node.first == 0:
+                return f"reason <= {reason_spelling(node.last)}"  # an unsigned number is never below 0: a warning
             case Range():
                 return f"reason >= {reason_spelling(node.first)} && reason <= {reason_spelling(node.last)}"
             case Condition():
                 return self.spelling.conditions[node.test]
+
+    def separate(self, before: list[str], tabs: str) -> list[str]:
+        """Keeps a compiler from merging what follows with the tests before it; clang does so with a switch."""
+        return [f"{tabs}{self.spelling.barrier}(reason);"] if before and self.barriers else []
 
     def indirect(self, table: IndirectTable, tabs: str) -> list[str]:
         name = self.table_name(table)
@@ -279,6 +297,8 @@ class _Emitter:
 
     def switch(self, node: Switch, depth: int) -> list[str]:
         """Cases that lead to the same place share it; the default follows the switch."""
+        if not node.cases:
+            return []
         tabs = "\t" * depth
         groups: dict[Node, list[tuple[int, int]]] = {}
         for case in node.cases:
@@ -289,6 +309,10 @@ class _Emitter:
             lines += self.body(then, depth + 1)
         # Every case returns, so what follows the switch is its default.
         return [*lines, f"{tabs}default:", f"{tabs}\tbreak;", f"{tabs}}}"]
+
+
+def _mentions_reason(lines: list[str]) -> bool:
+    return any(re.search(r"\breason\b", line) for line in lines)
 
 
 def _callee(slot: Slot) -> str:
@@ -324,7 +348,8 @@ def emit_functions(
     entry = emitter.entry(style == "kernel" if guarded is None else guarded)
     callees = [emitter.out_of_line(name, body) for name, body in out_of_line_functions(strategy.root).items()]
     tables = [emitter.table_definition(table) for table in emitter.tables]
-    parts = [*callees, *tables, emitter.init_function(), entry]
+    unexpected = _KERNEL_UNEXPECTED if style == "kernel" else []
+    parts = [*tables, *callees, emitter.init_function(), unexpected, entry]
     return "\n\n".join("\n".join(part) for part in parts if part) + "\n"
 
 
@@ -439,7 +464,7 @@ static inline unsigned int lzero_index_nospec(unsigned long index, unsigned long
 """
 
 _PARSE = """\
-static inline unsigned int basic_exit_reason(const struct kvm_vcpu *vcpu)
+__attribute__((unused)) static inline unsigned int basic_exit_reason(const struct kvm_vcpu *vcpu)
 {
 	return vcpu->exit_reason & 0xffff;
 }
@@ -447,7 +472,7 @@ static inline unsigned int basic_exit_reason(const struct kvm_vcpu *vcpu)
 """
 
 _ENTRY_FAILED = """\
-static inline bool entry_failed(const struct kvm_vcpu *vcpu)
+__attribute__((unused)) static inline bool entry_failed(const struct kvm_vcpu *vcpu)
 {
 	return vcpu->exit_reason >> 31;
 }

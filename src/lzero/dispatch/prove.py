@@ -19,7 +19,7 @@ from itertools import groupby
 from pathlib import Path
 
 from lzero.dispatch.compile_python import compile_python
-from lzero.dispatch.emit_c import ENTRY_POINT, KERNEL_TABLE_INIT, Style, checkable, checked_symbol, emit_c
+from lzero.dispatch.emit_c import ENTRY_POINT, KERNEL_TABLE_INIT, STYLES, Style, checkable, checked_symbol, emit_c
 from lzero.dispatch.strategies import Strategy, handler_table
 from lzero.dispatch.toolchain import (
     RETPOLINE_THUNKS,
@@ -41,7 +41,15 @@ from lzero.dispatch.tree import (
 )
 from lzero.errors import ToolError
 
-__all__ = ["Difference", "compare", "differences", "outcomes_of_c", "outcomes_of_python", "outcomes_of_tree"]
+__all__ = [
+    "Difference",
+    "check_by_running",
+    "compare",
+    "differences",
+    "outcomes_of_c",
+    "outcomes_of_python",
+    "outcomes_of_tree",
+]
 
 Outcomes = Sequence[Outcome]
 """The outcome of every reason, in order; 65,536 of them."""
@@ -121,6 +129,36 @@ def outcomes_of_c(
         compile_object(compiler, _harness(names[1:], checked_symbol(style)), ("-O1", "-Wall", "-Werror"), harness)
         link_program(compiler, [dispatcher, harness], program)
         return {conditions: _run(program, strategy, conditions, names) for conditions in ALL_CONDITIONS}
+
+
+def check_by_running(strategy: Strategy, compilers: Sequence[Compiler]) -> list[str]:
+    """Run the Python function and the compiled C for every reason; one line per thing that did as the tree says.
+
+    Raises
+    ------
+    ToolError
+        One of them did not: a defect of lzero or of the compiler. The first difference is in the message.
+    """
+    lines: list[str] = []
+    expected = {conditions: outcomes_of_tree(strategy, conditions) for conditions in ALL_CONDITIONS}
+
+    def require(what: str, found: dict[Conditions, list[Outcome]]) -> None:
+        for conditions in ALL_CONDITIONS:
+            wrong = next(compare(expected[conditions], found[conditions], conditions), None)
+            if wrong is not None:
+                raise ToolError(
+                    f"{strategy.name}: {what} calls {wrong.right or 'unexpected'} for exit reason {wrong.first}, "
+                    f"its tree says {wrong.left or 'unexpected'}"
+                )
+        lines.append(f"{strategy.name}: {what} does what its tree says")
+
+    require(
+        "the Python function", {conditions: outcomes_of_python(strategy, conditions) for conditions in ALL_CONDITIONS}
+    )
+    for compiler in compilers:
+        for style in STYLES:
+            require(f"{style} C by {compiler.version}", outcomes_of_c(strategy, compiler, style))
+    return lines
 
 
 def _run(program: Path, strategy: Strategy, conditions: Conditions, names: Sequence[Outcome]) -> list[Outcome]:

@@ -216,6 +216,10 @@ class Patch:
     condition: ConditionName
     slots: tuple[Slot, ...]
 
+    def __post_init__(self) -> None:
+        if self.condition is not ConditionName.NESTED:
+            raise PlanError(f"table patched for {self.condition}: only what is known at initialisation can patch it")
+
 
 @dataclass(frozen=True, slots=True)
 class IndirectTable:
