@@ -50,7 +50,9 @@ def _extract(package: str) -> Path | None:
 
 @pytest.fixture(scope="session")
 def debian_module() -> Callable[[str, str], Path]:
-    """``debian_module("6.1", "kvm-intel")``: path of the module of Debian's cloud kernel; skips where it cannot be had."""
+    """``debian_module("6.1", "kvm-intel")``: path of the module of Debian's cloud kernel; skips where it cannot be
+    had.
+    """
     if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
         pytest.skip("needs apt-get and dpkg-deb to fetch Debian's linux-image-*-cloud-amd64")
 
@@ -69,8 +71,8 @@ def debian_module() -> Callable[[str, str], Path]:
 
 PRELUDE = """
 struct vcpu { unsigned int exit_reason; };
-int handle_a(struct vcpu *v); int handle_b(struct vcpu *v); int handle_c(struct vcpu *v); int unexpected(struct vcpu *v);
-int local_handler(struct vcpu *v) { return v->exit_reason + 3; }
+int handle_a(struct vcpu *v); int handle_b(struct vcpu *v); int handle_c(struct vcpu *v); int unexpected(struct vcpu
+*v); int local_handler(struct vcpu *v) { return v->exit_reason + 3; }
 """
 
 

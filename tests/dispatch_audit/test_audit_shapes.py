@@ -11,7 +11,8 @@ Compile = Callable[..., Path]
 
 TABLE = """
 int (*kvm_vmx_exit_handlers[76])(struct vcpu *) = {
-    [0] = handle_a, [10] = local_handler, [12] = handle_b, [18] = handle_c, [31] = handle_c, [32] = handle_b, [75] = handle_a };
+    [0] = handle_a, [10] = local_handler, [12] = handle_b, [18] = handle_c, [31] = handle_c, [32] = handle_b, [75] =
+    handle_a };
 """
 THUNK = "-mindirect-branch=thunk-extern"
 KEEP_ORDER = '#define HIDE(x) asm volatile("" : "+r"(x))\n'

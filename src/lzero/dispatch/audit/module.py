@@ -349,7 +349,9 @@ def _modinfo(sections: tuple[Section, ...], names: list[str]) -> dict[str, str]:
     if ".modinfo" not in names:
         return {}
     pairs = (entry.partition(b"=") for entry in sections[names.index(".modinfo")].data.split(b"\0"))
-    return {key.decode("ascii", "replace"): value.decode("utf-8", "replace").strip() for key, found, value in pairs if found}
+    return {
+        key.decode("ascii", "replace"): value.decode("utf-8", "replace").strip() for key, found, value in pairs if found
+    }
 
 
 def _compilers(sections: tuple[Section, ...]) -> tuple[str, ...]:

@@ -1,0 +1,283 @@
+"""Read perf.data, as ``perf record -e 'kvm:*'`` and ``perf kvm stat record`` write it, without perf.
+
+The file's own event formats say where each field is. Both the file form and the pipe form are read, and recordings
+compressed with ``-z``. Events come in the order of their times as far as perf's own rounds allow, which is what
+``perf script`` prints.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from typing import Any, BinaryIO, Final, cast
+
+import numpy as np
+
+from lzero.errors import TraceFormatError
+from lzero.trace.readers.binary.cursor import Cursor, seekable
+from lzero.trace.readers.binary.fields import Buffer, Indices, Rows, plan_events
+from lzero.trace.readers.binary.formats import read_metadata
+from lzero.trace.readers.binary.ordering import TimeOrder
+from lzero.trace.readers.binary.perf_header import (
+    PERF_MAGIC,
+    PERF_MAGIC_SWAPPED,
+    PIPE_HEADER_BYTES,
+    TYPE_TRACEPOINT,
+    PerfHeader,
+    parse_attribute,
+    read_file_header,
+)
+from lzero.trace.readers.binary.samples import SampleReader
+from lzero.trace.readers.binary.walk import next_plausible, walk_records
+from lzero.trace.readers.binary.window import MIN_WINDOW, StreamSource, Window
+from lzero.trace.readers.events import Diagnosis
+
+__all__ = ["is_perf_data", "read_perf_data"]
+
+CHUNK_BYTES: Final = 32 << 20
+
+_LOST, _SAMPLE, _LOST_SAMPLES = 2, 9, 13
+_HEADER_ATTR, _HEADER_TRACING_DATA, _FINISHED_ROUND, _AUXTRACE = 64, 66, 68, 71
+_COMPRESSED, _COMPRESSED2 = 81, 83
+
+_SPECIAL: Final = frozenset({_HEADER_ATTR, _HEADER_TRACING_DATA, _AUXTRACE, _COMPRESSED, _COMPRESSED2})
+"""Records that the fast walk leaves to ``_Reader._special``: they describe events, or bytes that are no records
+follow them.
+"""
+
+_MAX_TRACING_DATA: Final = 256 << 20
+
+
+def is_perf_data(start: bytes) -> bool:
+    """Whether a file that begins with these bytes (8 or more) is a perf.data recording of either byte order."""
+    return start[:8] in (PERF_MAGIC, PERF_MAGIC_SWAPPED)
+
+
+def read_perf_data(stream: BinaryIO, diagnosis: Diagnosis, chunk_bytes: int = CHUNK_BYTES) -> Iterator[Rows]:
+    """Yield the KVM events of a recording as arrays of :func:`~lzero.trace.readers.events.event_dtype`, in order of
+    time.
+
+    Parameters
+    ----------
+    stream:
+        The recording from its first byte. One in pipe form is read as it comes; another is copied to disk first if
+        it cannot seek.
+    diagnosis:
+        Receives counts and the places of what could not be read.
+    chunk_bytes:
+        How much is looked at at once; memory use is a small multiple of it.
+
+    Raises
+    ------
+    TraceFormatError
+        The header cannot be read; or, in strict mode, anything cannot.
+    """
+    source = diagnosis.source
+    start = stream.read(PIPE_HEADER_BYTES)
+    if start[:8] == PERF_MAGIC_SWAPPED:
+        raise TraceFormatError(f"{source}: recorded on a big-endian machine; KVM on x86 is little-endian")
+    if start[:8] != PERF_MAGIC or len(start) < PIPE_HEADER_BYTES:
+        raise TraceFormatError(f"{source}: not a perf.data file (it begins with {start[:8].hex(' ') or 'nothing'})")
+    (header_size,) = struct.unpack_from("<Q", start, 8)
+    if header_size == PIPE_HEADER_BYTES:
+        header, data, base = PerfHeader(), stream, PIPE_HEADER_BYTES
+    else:
+        data = stream if stream.seekable() else seekable(cast(BinaryIO, _Rejoined(start, stream)))
+        header = read_file_header(data, source)
+        _require_formats(header, source)
+        base = header.data_offset
+        data.seek(base)
+    yield from _Reader(header, data, base, diagnosis, chunk_bytes).events()
+
+
+def _require_formats(header: PerfHeader, source: str) -> None:
+    if not header.attributes:
+        raise TraceFormatError(f"{source}: it describes no events; was the recording killed before it ended?")
+    if not header.events and any(attribute.type == TYPE_TRACEPOINT for attribute in header.attributes):
+        raise TraceFormatError(
+            f"{source}: it has tracepoint samples but not their formats, which perf writes when the recording ends; "
+            "record again and end perf with Ctrl-C or SIGINT, or record with 'perf record -o -'"
+        )
+
+
+class _Rejoined:
+    """A stream that cannot seek and whose first bytes were read already."""
+
+    def __init__(self, start: bytes, stream: BinaryIO) -> None:
+        self._start = start
+        self._stream = stream
+
+    def read(self, size: int = -1) -> bytes:
+        """The bytes read before, then those of the stream."""
+        start, self._start = self._start, b""
+        return start or self._stream.read(size)
+
+
+class _Reader:
+    """Turns a stream of records into ordered events."""
+
+    def __init__(self, header: PerfHeader, data: BinaryIO, base: int, diagnosis: Diagnosis, chunk_bytes: int) -> None:
+        self._header = header
+        self._source = StreamSource(data, header.data_size)
+        self._diagnosis = diagnosis
+        self._order = TimeOrder()
+        self._samples: SampleReader | None = None
+        self._newest = 0
+        self._newest_at_round = 0
+        self._safe_until = 0
+        self._window = Window(chunk_bytes, base)
+        self._unpacked = Window(MIN_WINDOW, 0, "offset in the unpacked data")
+        self._decompressor: Any = None
+
+    def events(self) -> Iterator[Rows]:
+        """All events of the stream."""
+        while self._window.fill(self._source):
+            yield from self._records(self._window)
+        for window in (self._window, self._unpacked):
+            if window.used:
+                self._diagnosis.problem("truncated record", window.where())
+        if self._source.left:
+            what = f"{self._source.left} bytes of samples are missing"
+            self._diagnosis.problem("truncated file", self._window.where(), what)
+        yield from _some(self._order.drain())
+        if self._order.late:
+            self._diagnosis.problem("event out of order", "whole file", count=self._order.late)
+
+    def _records(self, window: Window) -> Iterator[Rows]:
+        """Decode what a window holds, as far as whole records go."""
+        while True:
+            data = window.held()
+            walk = walk_records(data.view("<u8"), _SPECIAL)
+            if walk.starts.size:
+                if window is self._window and self._unpacked.used:
+                    # Ordinary records come after the packed ones before them: the end of a round is one.
+                    yield from self._records(self._unpacked)
+                self._ordinary(Buffer(data), walk.starts, window)
+                yield from _some(self._order.release(self._safe_until))
+                yield from _some(self._order.overflow())
+            window.consume(8 * walk.end)
+            if not walk.stopped or not self._special(window):
+                return
+
+    def _ordinary(self, buffer: Buffer, starts: Indices, window: Window) -> None:
+        headers = buffer.words64[starts]
+        kinds = headers & np.uint64(0xFFFF_FFFF)
+        sizes = (headers >> np.uint64(51)).astype(np.int64)
+        sampled = np.flatnonzero(kinds == np.uint64(_SAMPLE))
+        if self._samples is None:
+            plans = plan_events(self._header.events)
+            self._samples = SampleReader(self._header.attributes, plans, self._diagnosis)
+        rows, which = self._samples.read(buffer, starts[sampled], sizes[sampled], window.where)
+        self._diagnosis.events += rows.size
+        self._rounds(np.flatnonzero(kinds == np.uint64(_FINISHED_ROUND)), rows, sampled[which])
+        self._order.add(rows)
+        for index in np.flatnonzero((kinds == np.uint64(_LOST)) | (kinds == np.uint64(_LOST_SAMPLES))):
+            word = 2 if int(kinds[index]) == _LOST else 1
+            count = int(buffer.words64[starts[index] + word]) if sizes[index] > word else 0
+            if count:
+                self._diagnosis.lose(min(count, 1 << 62), window.where(8 * int(starts[index])))
+
+    def _rounds(self, ends: Indices, rows: Rows, came: Indices) -> None:
+        """Note up to which time every event has come.
+
+        In each round perf empties the buffer of each CPU once. So at the end of a round nothing can come any more
+        that is older than the newest event at the end of the round before. ``came`` says which record each row is, as
+        ``ends`` does for the ends.
+        """
+        newest = np.maximum.accumulate(rows["time_ns"])
+        before = np.searchsorted(came, ends)
+        for count in before[-2:].tolist():
+            self._safe_until = self._newest_at_round
+            self._newest_at_round = max(self._newest, int(newest[count - 1]) if count else 0)
+        if rows.size:
+            self._newest = max(self._newest, int(newest[-1]))
+
+    def _special(self, window: Window) -> bool:
+        """Deal with the record at the window's start, at which the walk stopped; False when it is not there as a
+        whole yet.
+        """
+        head = window.peek(16)
+        kind, _, size = struct.unpack_from("<IHH", head)
+        if size >= 8 and kind in _SPECIAL | {_FINISHED_ROUND} or (size >= 8 and kind >= _HEADER_ATTR):
+            if window.used < size:
+                return False
+            return self._describing(window, kind, size)
+        start = window.where()
+        skipped = 8 * next_plausible(window.held().view("<u8"), 1)
+        self._diagnosis.problem("impossible record", start, f"a record of type {kind} and {size} bytes is none")
+        window.consume(min(skipped, window.used))
+        return window.used >= 8
+
+    def _describing(self, window: Window, kind: int, size: int) -> bool:
+        """A record that describes events, has bytes after it, is packed, or has an odd size as some of perf's own
+        have.
+        """
+        record = window.peek(size)
+        if kind == _HEADER_TRACING_DATA and size >= 12:
+            return self._tracing_data(window, size, struct.unpack_from("<I", record, 8)[0])
+        if kind == _AUXTRACE and size >= 16:
+            return self._skip(window, size + struct.unpack_from("<Q", record, 8)[0])
+        where = window.where()
+        window.consume(size)
+        if kind == _HEADER_ATTR:
+            self._attribute(record)
+        elif kind in (_COMPRESSED, _COMPRESSED2):
+            self._unpack(record, kind, where)
+        return True
+
+    def _attribute(self, record: bytes) -> None:
+        declared = struct.unpack_from("<I", record, 12)[0] if len(record) >= 16 else 0
+        end = min(8 + (declared or 64), len(record))
+        count = (len(record) - end) // 8
+        ids = struct.unpack_from(f"<{count}Q", record, end)
+        self._header.attributes.append(parse_attribute(record[8:end], ids, self._diagnosis.source))
+        self._samples = None
+
+    def _tracing_data(self, window: Window, size: int, payload: int) -> bool:
+        if payload > _MAX_TRACING_DATA:
+            raise TraceFormatError(f"{self._diagnosis.source}: {payload} bytes of event formats: the stream is damaged")
+        offset = window.offset + size
+        window.consume(size)
+        data = self._take(window, payload)
+        self._header.events = read_metadata(Cursor(data, self._diagnosis.source, offset)).events
+        self._samples = None
+        return True
+
+    def _take(self, window: Window, size: int) -> bytes:
+        """The next bytes of the stream, of which the window holds the first."""
+        data = bytearray(window.peek(size))
+        window.consume(len(data))
+        while len(data) < size:
+            room = bytearray(min(size - len(data), 1 << 20))
+            got = self._source(memoryview(room))
+            if not got:
+                break
+            data += room[:got]
+            window.offset += got
+        return bytes(data)
+
+    def _skip(self, window: Window, size: int) -> bool:
+        while size > 0:
+            got = len(self._take(window, min(size, 1 << 20)))
+            if not got:
+                self._diagnosis.problem("truncated record", window.where())
+                return False
+            size -= got
+        return True
+
+    def _unpack(self, record: bytes, kind: int, where: str) -> None:
+        import zstandard
+
+        packed = record[8:] if kind == _COMPRESSED else record[16 : 16 + struct.unpack_from("<Q", record, 8)[0]]
+        if self._decompressor is None or self._decompressor.eof:
+            self._decompressor = zstandard.ZstdDecompressor().decompressobj()
+        try:
+            self._unpacked.append(self._decompressor.decompress(packed))
+        except zstandard.ZstdError as error:
+            self._diagnosis.problem("damaged compressed record", where, f"compressed record: {error}")
+            self._decompressor = None
+
+
+def _some(rows: Rows | None) -> Iterator[Rows]:
+    if rows is not None and rows.size:
+        yield rows
