@@ -1,4 +1,4 @@
-"""The bundled L1 on another implementation of VMX, so that an lzero which agrees with it agrees with more than itself."""
+"""The bundled L1 on another implementation of VMX: an lzero that runs it right agrees with more than itself."""
 
 from __future__ import annotations
 
