@@ -260,9 +260,7 @@ def _row(field: Field, section: str, exists_with: tuple[ControlFlag, ...]) -> Vm
 
 VMCS_FIELDS: Mapping[int, VmcsFieldRow] = MappingProxyType(
     dict(
-        sorted(
-            (int(field), _row(field, section, controls)) for section, controls, fields in _TABLE for field in fields
-        )
+        sorted((int(field), _row(field, section, controls)) for section, controls, fields in _TABLE for field in fields)
     )
 )
 """Every known VMCS field by its full-access encoding, in order of encodings."""
