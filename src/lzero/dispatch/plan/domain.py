@@ -52,9 +52,7 @@ class Domain:
         return shares
 
 
-def kvm_outcomes(
-    frequencies: Mapping[int, float], nested_module: OutOfLine | None
-) -> Callable[[int], Node]:
+def kvm_outcomes(frequencies: Mapping[int, float], nested_module: OutOfLine | None) -> Callable[[int], Node]:
     """What KVM does with each reason, as a leaf of the tree.
 
     A VMX instruction that occurs in the profile gets its own leaf, decided by whether VMX is offered.  One that

@@ -39,7 +39,7 @@ class CostModel:
     misprediction: float = 16.0
     indirect: float = 20.0
     indirect_misprediction: float = 0.0
-    mitigation: str = "retpoline-extern"
+    mitigation: str = "retpoline"
     source: str = "reference prices (Zen 3, gcc 12), not calibrated on this host"
 
     def __post_init__(self) -> None:
@@ -51,7 +51,8 @@ class CostModel:
         """One line with every price."""
         return (
             f"{self.comparison:.2f}·comparisons + {self.taken:.2f}·taken + {self.misprediction:.1f}·mispredictions "
-            f"+ {self.indirect:.1f}·table calls (ticks; {self.mitigation}; {self.source})"
+            f"+ {self.indirect:.1f}·table calls + {self.indirect_misprediction:.1f}·wrong targets "
+            f"(ticks; {self.mitigation}; {self.source})"
         )
 
 

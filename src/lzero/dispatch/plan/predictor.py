@@ -28,8 +28,15 @@ import numpy.typing as npt
 
 from lzero.errors import UsageError
 
-__all__ = ["PREDICTORS", "ReplayPath", "ReplayRates", "default_predictor", "replay", "replay_gshare_in_python",
-           "target_misprediction_rate"]
+__all__ = [
+    "PREDICTORS",
+    "ReplayPath",
+    "ReplayRates",
+    "default_predictor",
+    "replay",
+    "replay_gshare_in_python",
+    "target_misprediction_rate",
+]
 
 PREDICTORS = {"gshare": 0, "tage": 1}
 """Predictor models by name, with the number the C side knows them by."""

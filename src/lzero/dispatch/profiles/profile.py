@@ -62,8 +62,15 @@ class Profile:
         object.__setattr__(self, "_total", total)
 
     @classmethod
-    def from_order(cls, name: str, origin: str, order: Iterable[int] | ReasonArray, *, independent: bool = False,
-                   recorded: str = "") -> Profile:
+    def from_order(
+        cls,
+        name: str,
+        origin: str,
+        order: Iterable[int] | ReasonArray,
+        *,
+        independent: bool = False,
+        recorded: str = "",
+    ) -> Profile:
         """Build a profile from reasons in the order in which they occurred.
 
         Raises

@@ -71,10 +71,21 @@ NESTED: Mapping[ExitReason, float] = {
 """Percent of exits per reason: L1 is a hypervisor without VMCS shadowing and L0 sees its VMX instructions."""
 
 PERIOD_16 = (
-    *(ExitReason.MSR_WRITE,) * 2, ExitReason.EPT_MISCONFIG, ExitReason.MSR_WRITE, ExitReason.EXTERNAL_INTERRUPT,
-    ExitReason.MSR_WRITE, ExitReason.EPT_MISCONFIG, ExitReason.HLT, ExitReason.MSR_WRITE, ExitReason.INTERRUPT_WINDOW,
-    ExitReason.MSR_WRITE, ExitReason.EPT_MISCONFIG, ExitReason.PREEMPTION_TIMER, ExitReason.MSR_WRITE,
-    ExitReason.IO_INSTRUCTION, ExitReason.HLT,
+    *(ExitReason.MSR_WRITE,) * 2,
+    ExitReason.EPT_MISCONFIG,
+    ExitReason.MSR_WRITE,
+    ExitReason.EXTERNAL_INTERRUPT,
+    ExitReason.MSR_WRITE,
+    ExitReason.EPT_MISCONFIG,
+    ExitReason.HLT,
+    ExitReason.MSR_WRITE,
+    ExitReason.INTERRUPT_WINDOW,
+    ExitReason.MSR_WRITE,
+    ExitReason.EPT_MISCONFIG,
+    ExitReason.PREEMPTION_TIMER,
+    ExitReason.MSR_WRITE,
+    ExitReason.IO_INSTRUCTION,
+    ExitReason.HLT,
 )
 """One period of the periodic profile, in order."""
 
@@ -139,16 +150,26 @@ class SyntheticProfile:
 SYNTHETIC: Mapping[str, SyntheticProfile] = {
     profile.name: profile
     for profile in (
-        SyntheticProfile("skewed", "independent draws; a virtio guest without APIC virtualisation, by assumption",
-                         True, _independent(SKEWED)),
-        SyntheticProfile("nested", "independent draws; L1 is a hypervisor and VMCS shadowing is off, by assumption",
-                         True, _independent(NESTED)),
+        SyntheticProfile(
+            "skewed",
+            "independent draws; a virtio guest without APIC virtualisation, by assumption",
+            True,
+            _independent(SKEWED),
+        ),
+        SyntheticProfile(
+            "nested",
+            "independent draws; L1 is a hypervisor and VMCS shadowing is off, by assumption",
+            True,
+            _independent(NESTED),
+        ),
         SyntheticProfile("bursty", f"the skewed histogram in runs of mean length {MEAN_RUN}", False, _bursty(SKEWED)),
-        SyntheticProfile("nested-bursty", f"the nested histogram in runs of mean length {MEAN_RUN}", False,
-                         _bursty(NESTED)),
+        SyntheticProfile(
+            "nested-bursty", f"the nested histogram in runs of mean length {MEAN_RUN}", False, _bursty(NESTED)
+        ),
         SyntheticProfile("periodic", "one fixed pattern of 16 exits, repeated", False, _periodic),
-        SyntheticProfile("uniform", "independent draws, each handled reason alike: the worst case of any chain", True,
-                         _uniform),
+        SyntheticProfile(
+            "uniform", "independent draws, each handled reason alike: the worst case of any chain", True, _uniform
+        ),
     )
 }
 """The profiles shipped, by name."""

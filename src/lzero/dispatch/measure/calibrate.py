@@ -1,0 +1,138 @@
+"""Prices of the cost model, measured on this host with the benchmark itself.
+
+Small dispatchers made for it are timed on sequences that isolate one effect each: sixteen tests that never hold for the
+price of a comparison, one test on a fair coin for a misprediction, the handler table for the indirect call.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from lzero.dispatch.measure.build import DIRECT, build_program, write_order
+from lzero.dispatch.measure.host import describe_host
+from lzero.dispatch.measure.mitigations import Mitigation
+from lzero.dispatch.measure.run import Effort, measure_programs
+from lzero.dispatch.plan.model import CostModel
+from lzero.dispatch.profiles.profile import ReasonArray
+from lzero.dispatch.strategies import STRATEGIES, Strategy
+from lzero.dispatch.toolchain import Compiler
+from lzero.dispatch.tree import Eq, Leaf, Less, Node, Range
+
+__all__ = ["calibrate", "load_calibration"]
+
+_LENGTH = 32768
+_TESTS = 16
+_ONE, _TWO = 48, 32
+_HIT, _OTHER = Leaf("handle_ept_misconfig"), Leaf("kvm_emulate_wrmsr")
+_SPREAD = (48, 32, 12, 1, 30, 10, 31, 52)
+_EFFORT = Effort(layouts=2, processes=2, rounds={"plain": 9})
+FORMAT_VERSION = 2
+"""Part of the cached file's name: raised when calibration changes."""
+
+
+def _repeat(test: Callable[[int, Node], Node]) -> Node:
+    node: Node = _HIT
+    for number in range(_TESTS, 0, -1):
+        node = test(number, node)
+    return node
+
+
+def _programs() -> list[Strategy]:
+    trees = {
+        "compare": _repeat(lambda n, rest: Eq(100 + n, _OTHER, rest)),
+        "split": _repeat(lambda n, rest: Less(n, _OTHER, rest)),
+        "ranges": _repeat(lambda n, rest: Range(100 + 4 * n, 102 + 4 * n, _OTHER, rest)),
+        "coin": Eq(_ONE, _HIT, _OTHER),
+    }
+    return [Strategy(f"calibrate_{name}", "", "", tree) for name, tree in trees.items()] + [STRATEGIES["table"]]
+
+
+def _orders() -> dict[str, ReasonArray]:
+    generator = np.random.default_rng(11)
+    pair = np.array([_ONE, _TWO], dtype=np.uint16)
+    return {
+        "constant": np.full(_LENGTH, _ONE, dtype=np.uint16),
+        "alternating": np.resize(np.repeat(pair, 2), _LENGTH),
+        "coin": generator.choice(pair, _LENGTH),
+        "spread": generator.choice(np.array(_SPREAD, dtype=np.uint16), _LENGTH),
+    }
+
+
+def calibrate(
+    compiler: Compiler, mitigation: Mitigation, progress: Callable[[str], None] = lambda _text: None
+) -> CostModel:
+    """Measure the prices under one compiler and mitigation (a few seconds).
+
+    Raises
+    ------
+    ToolError
+        When the programs cannot be built or run.
+    """
+    with tempfile.TemporaryDirectory(prefix="lzero-calibrate-") as scratch:
+        directory = Path(scratch)
+        progress("calibration: building")
+        build = build_program(compiler, mitigation, _programs(), directory, layouts=_EFFORT.layouts)
+        ticks: dict[tuple[str, str], float] = {}
+        for name, order in _orders().items():
+            progress(f"calibration: {name}")
+            path = write_order(order, directory / f"{name}.bin")
+            measured = measure_programs(build.programs, path, _EFFORT, exits=len(order))
+            base = measured.samples["plain", DIRECT]
+            for (_, candidate), samples in measured.samples.items():
+                # The median resists the interruptions that only ever add.
+                ticks[candidate.removeprefix("calibrate_"), name] = float(np.median(samples - base))
+    comparison = max(ticks["compare", "constant"] / _TESTS, 0.05)
+    spread = max(ticks["table", "spread"] - ticks["table", "constant"], 0.0)
+    rate = 1 - 1 / len(_SPREAD)
+    return CostModel(
+        comparison=comparison,
+        taken=max(ticks["split", "constant"] / _TESTS - comparison, 0.0),
+        range_extra=max(ticks["ranges", "constant"] / _TESTS - comparison, 0.0),
+        misprediction=max((ticks["coin", "coin"] - ticks["coin", "alternating"]) / 0.5, 0.0),
+        indirect=max(ticks["table", "constant"], 0.0),
+        indirect_misprediction=spread / rate if spread > 2.0 else 0.0,
+        mitigation=mitigation.name,
+        source=f"calibrated on {describe_host().short()}, {compiler.version}",
+    )
+
+
+def _cache_path(compiler: Compiler, mitigation: Mitigation) -> Path:
+    host = describe_host()
+    key = f"{FORMAT_VERSION} {host.short()} {compiler.version} {mitigation.name}"
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "lzero" / f"prices-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+
+
+def load_calibration(
+    compiler: Compiler,
+    mitigation: Mitigation,
+    *,
+    again: bool = False,
+    progress: Callable[[str], None] = lambda _text: None,
+) -> CostModel:
+    """The prices of this host, from the cache when they were measured before."""
+    path = _cache_path(compiler, mitigation)
+    if path.exists() and not again:
+        try:
+            return CostModel(**json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            # A damaged cache is measured anew.
+            pass
+    model = calibrate(compiler, mitigation, progress)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = path.with_suffix(f".{os.getpid()}")
+        scratch.write_text(json.dumps(asdict(model)), encoding="utf-8")
+        scratch.replace(path)
+    except OSError:
+        # A cache that cannot be written only costs time.
+        pass
+    return model
