@@ -110,7 +110,7 @@ def test_killed_recording_leaves_readable_rows(tmp_path: Path) -> None:
 
 
 def test_unwritable_place_is_a_usage_error(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="cannot record to"):
+    with pytest.raises(UsageError, match="cannot write"):
         Recorder(tmp_path / "missing" / "t.parquet")
 
 

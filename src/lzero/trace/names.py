@@ -7,15 +7,19 @@ from functools import cache
 __all__ = ["field_name", "reason_name"]
 
 _SVM = 0x10000
+_UNKNOWN = 0xFFFF  # what readers store for a name nobody knows; SVM's -1 in 16 bits
 
 
 @cache
 def reason_name(code: int) -> str:
     """The trace name of a reason; bit 16 set means SVM. Numbers without a name are printed as numbers."""
     if code & _SVM:
-        from lzero.sdm.svm_exit_codes import svm_exit_code_name
+        from lzero.sdm.svm_exit_codes import svm_exit_name
 
-        return svm_exit_code_name(code & 0xFFFF)
+        short = code & 0xFFFF
+        return svm_exit_name(-1 if short == _UNKNOWN else short)
+    if code == _UNKNOWN:
+        return "(unknown)"
     from lzero.sdm.exit_reasons import exit_reason_name
 
     return exit_reason_name(code)

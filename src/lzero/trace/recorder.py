@@ -11,7 +11,6 @@ On disk, a recording under way is a directory ``FILE.parts`` of complete Parquet
 
 from __future__ import annotations
 
-import shutil
 import struct
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +22,8 @@ from lzero.trace.schema import Isa, numpy_dtype
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from lzero.trace.store import PartWriter
 
 __all__ = ["Recorder"]
 
@@ -91,9 +92,8 @@ class Recorder:
         "_last_l2",
         "_offset",
         "_pack_into",
-        "_part",
-        "_parts",
         "_raw",
+        "_writer",
         "path",
     )
 
@@ -112,16 +112,11 @@ class Recorder:
         self._dtype = numpy_dtype()
         self._aggregates = Aggregates()
         self._last_l2: dict[int, tuple[int, int]] = {}
-        self._part = 0
-        self._parts: Path | None = None
+        self._writer: PartWriter | None = None
         if path is not None:
-            self._parts = path.with_name(path.name + ".parts")
-            try:
-                if self._parts.exists():
-                    shutil.rmtree(self._parts)
-                self._parts.mkdir()
-            except OSError as error:
-                raise UsageError(f"cannot record to {path}: {error.strerror}: {self._parts}") from error
+            from lzero.trace.store import PartWriter
+
+            self._writer = PartWriter(path, visible=True)
 
     def record(
         self,
@@ -209,11 +204,8 @@ class Recorder:
         raw = np.frombuffer(self._buffer, dtype=self._raw, count=count)
         rows = self._rows(raw)
         add_rows(self._aggregates, rows)
-        if self._parts is not None:
-            from lzero.trace.store import write_part
-
-            write_part(rows, self._parts / f"part-{self._part:06d}.parquet")
-            self._part += 1
+        if self._writer is not None:
+            self._writer.write(rows)
 
     def _rows(self, raw: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """The schema's rows for a batch of packed ones."""
@@ -264,11 +256,9 @@ class Recorder:
     def close(self) -> None:
         """Count what is left and put the finished file in place; calling it again does nothing."""
         self.flush()
-        if self._parts is not None and self.path is not None:
-            from lzero.trace.store import finish_parts
-
-            finish_parts(self._parts, self.path)
-            self._parts = None
+        if self._writer is not None:
+            self._writer.finish()
+            self._writer = None
 
     def __enter__(self) -> Self:
         return self

@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from lzero.errors import TraceFormatError, UsageError
 from lzero.trace.schema import COLUMN_NAMES, SCHEMA_VERSION, polars_schema
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
     import polars as pl
 
-__all__ = ["finish_parts", "is_store", "open_trace", "part_files", "write_part"]
+__all__ = ["PartWriter", "is_store", "open_trace", "part_files", "to_frame"]
 
 _VERSION_KEY: Final = "lzero.trace.schema"
 _MAGIC: Final = b"PAR1"
@@ -32,33 +33,76 @@ def to_frame(rows: np.ndarray[Any, Any]) -> pl.DataFrame:
     return pl.DataFrame({name: np.ascontiguousarray(rows[name]) for name in COLUMN_NAMES}, schema=polars_schema())
 
 
-def write_part(rows: np.ndarray[Any, Any], path: Path) -> None:
-    """Write one batch as a Parquet file that appears under its name only when complete."""
-    temporary = path.with_suffix(".tmp")
-    to_frame(rows).write_parquet(temporary, compression="lz4", statistics=False, metadata=_metadata())
-    os.replace(temporary, path)
+class PartWriter:
+    """Writes a trace part by part, and puts the finished file in place with one rename.
 
+    Parameters
+    ----------
+    path:
+        Where the finished trace goes.
+    visible:
+        Whether what is written so far is found under `path` before it is finished: so for a recording, which may be
+        killed any time and is wanted then; not for an import, which leaves an old file untouched until it is
+        complete.
 
-def finish_parts(parts: Path, path: Path) -> None:
-    """Merge the parts into one file, put it at `path` by one rename, and remove the parts.
-
-    Memory is bounded: rows stream from the parts into the file.
+    Raises
+    ------
+    UsageError
+        The directory of `path` does not exist or cannot be written.
     """
-    import polars as pl
 
-    temporary = path.with_name(path.name + ".tmp")
-    files = sorted(parts.glob("*.parquet"))
-    if len(files) == 1:
-        os.replace(files[0], path)
-    else:
-        if files:
-            pl.scan_parquet(files, schema=polars_schema()).sink_parquet(
-                temporary, compression="lz4", metadata=_metadata()
-            )
+    def __init__(self, path: Path, *, visible: bool) -> None:
+        self.path = path
+        self._parts = path.with_name(path.name + (".parts" if visible else ".import"))
+        self._count = 0
+        try:
+            if self._parts.exists():
+                shutil.rmtree(self._parts)
+            self._parts.mkdir()
+        except OSError as error:
+            raise UsageError(f"cannot write {path}: {error.strerror}: {self._parts}") from error
+
+    def write(self, rows: np.ndarray[Any, Any]) -> None:
+        """Write a batch of rows as one complete part."""
+        part = self._parts / f"part-{self._count:06d}.parquet"
+        temporary = part.with_suffix(".tmp")
+        to_frame(rows).write_parquet(temporary, compression="lz4", statistics=False, metadata=_metadata())
+        os.replace(temporary, part)
+        self._count += 1
+
+    def finish(self) -> None:
+        """Merge the parts into one file, put it in place, and remove the parts. Memory is bounded: rows stream
+        through.
+        """
+        import polars as pl
+
+        temporary = self.path.with_name(self.path.name + ".tmp")
+        files = sorted(self._parts.glob("*.parquet"))
+        if len(files) == 1:
+            os.replace(files[0], self.path)
         else:
-            pl.DataFrame(schema=polars_schema()).write_parquet(temporary, metadata=_metadata())
-        os.replace(temporary, path)
-    shutil.rmtree(parts)
+            if files:
+                frame = pl.scan_parquet(files, schema=polars_schema())
+                frame.sink_parquet(temporary, compression="lz4", metadata=_metadata())
+            else:
+                pl.DataFrame(schema=polars_schema()).write_parquet(temporary, metadata=_metadata())
+            os.replace(temporary, self.path)
+        shutil.rmtree(self._parts)
+
+    def abandon(self) -> None:
+        """Remove what was written; an old file at the target stays."""
+        shutil.rmtree(self._parts, ignore_errors=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.finish()
+        else:
+            self.abandon()
 
 
 def is_store(path: Path) -> bool:

@@ -1,0 +1,228 @@
+"""Host trace events to rows: each exit with the time to its next entry, its level, and the L2 exit it was caused by.
+
+Per VCPU (told apart by host thread, or by number where the recording has no threads) the events after an exit say
+what it was:
+
+* ``kvm_nested_vmexit``: the exit was of L2. Without it, an exit between ``kvm_nested_vmenter`` and a reflection is of
+L2 too (KVM's fast
+  path handles some exits before it would trace them), unless its reason is a VMX instruction, which only L1 executes
+  there.
+* ``kvm_nested_vmexit_inject``, or simply that the next exit is L1's: the exit was reflected.
+* ``kvm_entry``: the time to it is the exit's duration.
+
+From a reflected L2 exit until L2's next one, L1's exits are its children. The machine's own recording uses the same
+rule.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from lzero.trace.readers.events import Diagnosis, EventKind, event_dtype
+from lzero.trace.schema import HandledBy, numpy_dtype
+
+__all__ = ["Assembler"]
+
+Array = np.ndarray[Any, Any]
+
+_VMX_INSTRUCTIONS: Final = np.array([19, 20, 21, 22, 23, 24, 25, 26, 27, 50, 53])  # VMCLEAR to VMON, INVEPT, INVVPID
+_NPF: Final = 0x400
+_EPT_VIOLATION: Final = 48
+_EPT_MISCONFIG: Final = 49
+_STATE_UNKNOWN, _STATE_L1, _STATE_L2 = -1, 1, 2
+
+
+@dataclass(slots=True)
+class _Vcpu:
+    """What is known of one VCPU between batches."""
+
+    number: int
+    waiting: Array  # its last exit and what followed, until the next exit tells the rest
+    waiting_seq: int = 0
+    state: int = _STATE_UNKNOWN
+    parent_seq: int = -1
+    parent_reason: int = -1
+    last_time: int = 0
+
+
+class Assembler:
+    """Turns batches of events into batches of rows; holds back one exit per VCPU until its successor is seen."""
+
+    def __init__(self, diagnosis: Diagnosis) -> None:
+        self._diagnosis = diagnosis
+        self._vcpus: dict[int, _Vcpu] = {}
+        self._next_seq = 0
+        self._dtype = numpy_dtype()
+        self._missing = event_dtype()
+
+    def feed(self, events: Array) -> Array:
+        """Rows of the exits that are complete now, in the order of their seq."""
+        if not len(events):
+            return np.zeros(0, dtype=self._dtype)
+        exits = events["kind"] == EventKind.EXIT
+        seqs = np.where(exits, self._next_seq + np.cumsum(exits) - 1, -1)
+        self._next_seq += int(np.count_nonzero(exits))
+        keys = np.where(events["thread"] >= 0, events["thread"].astype(np.int64), -1 - events["vcpu"].astype(np.int64))
+        return self._in_order([self._one(int(key), events[part], seqs[part]) for key, part in _groups(keys)])
+
+    def finish(self) -> Array:
+        """Rows of the exits that were still held back."""
+        parts = [
+            self._rows(vcpu, np.zeros(0, self._missing), np.zeros(0, np.int64), last=True)
+            for vcpu in self._vcpus.values()
+        ]
+        return self._in_order(parts)
+
+    def _in_order(self, parts: list[Array]) -> Array:
+        rows = np.concatenate([np.zeros(0, dtype=self._dtype), *parts])
+        if len(parts) > 1:
+            rows = rows[np.argsort(rows["seq"], kind="stable")]
+        return rows
+
+    def _one(self, key: int, events: Array, seqs: Array) -> Array:
+        vcpu = self._vcpus.get(key)
+        if vcpu is None:
+            vcpu = self._vcpus[key] = _Vcpu(len(self._vcpus), np.zeros(0, dtype=self._missing))
+        numbers = events["vcpu"][events["vcpu"] >= 0]
+        if len(numbers):
+            vcpu.number = int(numbers[-1])
+        return self._rows(vcpu, events, seqs, last=False)
+
+    def _rows(self, vcpu: _Vcpu, events: Array, seqs: Array, *, last: bool) -> Array:
+        """Rows of one VCPU's events, after those that waited; the newest exit waits unless `last`."""
+        self._check_clock(vcpu, events)
+        if len(vcpu.waiting):
+            events = np.concatenate((vcpu.waiting, events))
+            seqs = np.concatenate(([vcpu.waiting_seq], np.full(len(vcpu.waiting) - 1, -1), seqs))
+        kinds = events["kind"]
+        exits = np.flatnonzero(kinds == EventKind.EXIT)
+        if not len(exits):
+            # Events before the first exit tell only whether L2 runs.
+            vcpu.state = int(_states(kinds, vcpu.state)[-1]) if len(kinds) else vcpu.state
+            return np.zeros(0, dtype=self._dtype)
+        levels = self._levels(vcpu, events, exits)
+        complete = len(exits) if last else len(exits) - 1
+        if not last:
+            newest = exits[-1]
+            vcpu.waiting, vcpu.waiting_seq = _thinned(events[newest:]), int(seqs[newest])
+        else:
+            vcpu.waiting = np.zeros(0, dtype=self._missing)
+        rows = self._fill(vcpu, events, exits, seqs, levels, complete)
+        if not last:
+            before = _states(kinds[: exits[-1]], vcpu.state)
+            vcpu.state = int(before[-1]) if len(before) else vcpu.state
+        return rows
+
+    def _check_clock(self, vcpu: _Vcpu, events: Array) -> None:
+        if not len(events):
+            return
+        times = events["time_ns"]
+        before = np.concatenate((np.array([vcpu.last_time], dtype=np.uint64), times[:-1]))
+        backwards = np.flatnonzero(times < before)
+        if len(backwards):
+            where = f"time {int(times[backwards[0]]) / 1e9:.6f}"
+            text = f"the clock of VCPU {vcpu.number} goes backwards; the duration of the exit is unknown"
+            self._diagnosis.problem("clock goes backwards", where, text, len(backwards))
+        vcpu.last_time = int(times[-1])
+
+    def _levels(self, vcpu: _Vcpu, events: Array, exits: Array) -> Array:
+        """1 or 2 for each exit."""
+        kinds = events["kind"]
+        states = np.concatenate(([vcpu.state], _states(kinds, vcpu.state)))[exits]
+        nested = np.add.reduceat(kinds == EventKind.NESTED_VMEXIT, exits) > 0
+        instruction = (events["isa"][exits] == 1) & np.isin(events["reason"][exits] & 0xFFFF, _VMX_INSTRUCTIONS)
+        levels: Array = np.where(nested | (states == _STATE_L2) & ~instruction, 2, 1).astype(np.uint8)
+        return levels
+
+    def _fill(self, vcpu: _Vcpu, events: Array, exits: Array, seqs: Array, levels: Array, complete: int) -> Array:
+        chosen = exits[:complete]
+        source = events[chosen]
+        level = levels[:complete]
+        rows = np.zeros(complete, dtype=self._dtype)
+        if not complete:
+            return rows
+        kinds = events["kind"]
+        injected = np.add.reduceat(kinds == EventKind.NESTED_INJECT, exits)[:complete] > 0
+        followed = np.zeros(complete, dtype=bool)
+        followed[: len(levels) - 1] = levels[1:] == 1
+        reflected = (level == 2) & (injected | followed)
+        rows["seq"] = seqs[chosen]
+        rows["vcpu"] = vcpu.number
+        rows["level"] = level
+        rows["reason"] = source["reason"] & 0xFFFF
+        rows["failed_entry"] = source["reason"] >> 31
+        rows["qualification"] = source["info1"]
+        rows["rip"] = source["rip"]
+        rows["interruption_info"] = source["intr_info"]
+        rows["error_code"] = source["error_code"]
+        rows["idt_vectoring"] = np.where(source["isa"] == 1, source["info2"] & 0xFFFFFFFF, 0)
+        npf = (source["isa"] == 2) & (rows["reason"] == _NPF)
+        rows["guest_physical_address"] = np.where(npf, source["info2"], 0)
+        rows["vmcs_field"] = -1
+        rows["host_ns"] = source["time_ns"]
+        rows["duration_ns"] = _durations(events, exits)[:complete]
+        rows["handled_by"] = np.where(reflected, HandledBy.L1, HandledBy.L0)
+        rows["isa"] = source["isa"]
+        rows["cpu"] = source["cpu"]
+        rows["thread"] = source["thread"]
+        self._fill_parents(vcpu, rows, reflected)
+        return rows
+
+    def _fill_parents(self, vcpu: _Vcpu, rows: Array, reflected: Array) -> None:
+        """Give each exit of L1 the last L2 exit before it, which was reflected by definition."""
+        place = np.where(rows["level"] == 2, np.arange(len(rows)), -1)
+        place = np.maximum.accumulate(place)
+        known = place >= 0
+        parent = np.where(known, rows["seq"][place].astype(np.int64), vcpu.parent_seq)
+        reason = np.where(known, rows["reason"][place].astype(np.int64), vcpu.parent_reason)
+        if len(place) and place[-1] >= 0:
+            vcpu.parent_seq, vcpu.parent_reason = int(parent[-1]), int(reason[-1])
+        child = rows["level"] == 1
+        rows["parent"] = np.where(child, parent, -1)
+        rows["parent_reason"] = np.where(child, reason, -1)
+
+
+def _thinned(events: Array) -> Array:
+    """An exit and the first event of each kind after it: enough to describe it, however long its VCPU then only
+    enters.
+    """
+    if len(events) <= 2 * len(EventKind):
+        return events.copy()
+    _, first = np.unique(events["kind"], return_index=True)
+    thin: Array = events[np.sort(first)]
+    return thin
+
+
+def _groups(keys: Array) -> list[tuple[int, Array]]:
+    """Indices of the elements of each key, in order."""
+    order = np.argsort(keys, kind="stable")
+    ordered = keys[order]
+    starts = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1])))
+    return list(zip(ordered[starts].tolist(), np.split(order, starts[1:]), strict=True))
+
+
+def _states(kinds: Array, initial: int) -> Array:
+    """Whether L1 or L2 runs after each event."""
+    change = np.where(
+        kinds == EventKind.NESTED_VMENTER, _STATE_L2, np.where(kinds == EventKind.NESTED_INJECT, _STATE_L1, 0)
+    )
+    place = np.maximum.accumulate(np.where(change != 0, np.arange(len(change)), -1))
+    states: Array = np.where(place >= 0, change[place], initial)
+    return states
+
+
+def _durations(events: Array, exits: Array) -> Array:
+    """ns from each exit to the first entry before the next exit; 0 without one or when the clock went backwards."""
+    entries = np.flatnonzero(events["kind"] == EventKind.ENTRY)
+    if not len(entries):
+        return np.zeros(len(exits), dtype=np.uint64)
+    place = np.searchsorted(entries, exits)
+    entry = entries[np.minimum(place, len(entries) - 1)]
+    ends = np.append(exits[1:], len(events))
+    begin, end = events["time_ns"][exits], events["time_ns"][entry]
+    paired = (place < len(entries)) & (entry < ends) & (end > begin)
+    durations: Array = np.where(paired, end - begin, 0).astype(np.uint64)
+    return durations

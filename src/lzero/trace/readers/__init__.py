@@ -1,0 +1,1 @@
+"""Readers of the recordings that other tools make."""

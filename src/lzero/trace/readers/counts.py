@@ -1,0 +1,147 @@
+"""Recordings that hold numbers of exits only: bpftrace maps, ``perf kvm stat report``, bcc ``kvmexit``, ``kvm_stat``,
+CSV.
+
+They become :class:`~lzero.trace.aggregates.Aggregates`, so the tables and the comparison work; there are no rows,
+no order and no causes.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Iterable, Iterator
+from typing import BinaryIO, Final
+
+from lzero.trace.aggregates import Aggregates, Totals
+from lzero.trace.readers.detect import Kind
+from lzero.trace.readers.events import Diagnosis
+from lzero.trace.readers.reasons import reason_number
+from lzero.trace.schema import Isa
+
+__all__ = ["has_count_column", "read_counts"]
+
+_LIMIT: Final = 64 << 20  # such a table is a few kilobytes; more than this is something else
+_BPFTRACE: Final = re.compile(r"^@\w*\[([^\]]+)\]:\s+(\d+)\s*$")
+_PERF_KVM: Final = re.compile(
+    r"^\s*(?P<name>\S.*?)\s+(?P<count>\d+)\s+(?P<share>[\d.]+)%\s+(?P<time>[\d.]+)%"
+    r"\s+(?P<min>[\d.]+)us\s+(?P<max>[\d.]+)us\s+(?P<mean>[\d.]+)us\s*(?:\(\s*\+-\s*(?P<error>[\d.]+|nan)%\s*\))?\s*$"
+)
+_BCC: Final = re.compile(r"^\s*(?:\d+\s+)*?(?P<name>[A-Za-z_]\w*|0x[0-9a-fA-F]+)\s+(?P<count>\d+)\s*$")
+_KVM_STAT: Final = re.compile(r"^\s*kvm_exit\((?P<name>[^)]+)\)\s+(?P<count>\d+)\b")
+_REASON_COLUMNS: Final = ("reason", "exit_reason", "exit", "vm-exit", "name", "event")
+_COUNT_COLUMNS: Final = ("count", "samples", "exits", "total", "number")
+
+
+def read_counts(kind: Kind, stream: BinaryIO, diagnosis: Diagnosis) -> Aggregates:
+    """Totals of a counts-only recording. Lines that are no counts are located in `diagnosis`."""
+    raw = stream.read(_LIMIT)
+    text = raw.decode("utf-8-sig", "replace")
+    aggregates = Aggregates()
+    if kind is Kind.CSV:
+        found: Iterable[tuple[str, str, Totals]] = _csv(text, diagnosis)
+    else:
+        parse = {
+            Kind.BPFTRACE: _bpftrace,
+            Kind.PERF_KVM_STAT: _perf_kvm_stat,
+            Kind.BCC: _bcc,
+            Kind.KVM_STAT: _kvm_stat,
+        }[kind]
+        found = _lines(text, parse, diagnosis)
+    for where, name, totals in found:
+        number = reason_number(name)
+        if number is None:
+            diagnosis.problem("unknown reason", where, f"unknown exit reason {name!r}, {totals.count} exits dropped")
+            continue
+        isa, reason = number
+        key = (1, (reason & 0xFFFF) | (0x10000 if isa is Isa.SVM else 0))
+        aggregates.exits.setdefault(key, Totals()).merge(totals)
+        diagnosis.events += totals.count
+    return aggregates
+
+
+def has_count_column(header: str) -> bool:
+    """Whether a CSV header has a column of counts, rather than one line per exit."""
+    names = {name.strip().strip('"').lower() for name in re.split(r"[,;\t]", header)}
+    return any(name in names for name in _COUNT_COLUMNS)
+
+
+def _lines(text: str, parse: object, diagnosis: Diagnosis) -> Iterator[tuple[str, str, Totals]]:
+    for number, line in enumerate(text.splitlines(), 1):
+        where = f"line {number}"
+        found = parse(line)  # type: ignore[operator]  # one of the functions below
+        if found is not None:
+            yield where, found[0], found[1]
+        elif not _is_decoration(line):
+            diagnosis.problem("unreadable line", where, f"not a count: {line.strip()[:120]!r}")
+
+
+def _is_decoration(line: str) -> bool:
+    """Headers, totals and notes that these tools print around their counts."""
+    stripped = line.strip()
+    return not stripped or bool(
+        re.match(
+            r"(?:Attaching|Analyze events|VM-EXIT|Event name|Total Samples|Display kvm|PID\b|TID\b|VCPU|KVM_EXIT_REASON"
+            r"|Event\b|Total\b|Exits of |[-=#^+]|\d\d:\d\d:\d\d|kvm_\w+(?!\()\s+\d|kvm stat|Tracing|one L2)",
+            stripped,
+        )
+    )
+
+
+def _bpftrace(line: str) -> tuple[str, Totals] | None:
+    match = _BPFTRACE.match(line)
+    if match is None:
+        return None
+    keys = [key.strip() for key in match[1].split(",")]
+    # With several keys the reason is the one that is a name; a lone number is a reason number.
+    named = [key for key in keys if not key.isdecimal() and reason_number(key) is not None]
+    if len(keys) > 1 and len(named) != 1:
+        return None
+    return (named or keys)[0], Totals(count=int(match[2]))
+
+
+def _perf_kvm_stat(line: str) -> tuple[str, Totals] | None:
+    match = _PERF_KVM.match(line)
+    if match is None:
+        return None
+    count = int(match["count"])
+    mean = float(match["mean"]) * 1000
+    totals = Totals(
+        count, count, round(mean * count), round(float(match["min"]) * 1000), round(float(match["max"]) * 1000)
+    )
+    error = float(match["error"]) / 100 if match["error"] and match["error"] != "nan" else 0.0
+    # The table gives the standard error of the mean; the sum of squares that leads to it restores the spread.
+    totals.squares = count * mean * mean + (error * mean) ** 2 * count * max(count - 1, 0)
+    return match["name"], totals
+
+
+def _bcc(line: str) -> tuple[str, Totals] | None:
+    match = _BCC.match(line)
+    return (match["name"], Totals(count=int(match["count"]))) if match else None
+
+
+def _kvm_stat(line: str) -> tuple[str, Totals] | None:
+    match = _KVM_STAT.match(line)
+    return (match["name"], Totals(count=int(match["count"]))) if match else None
+
+
+def _csv(text: str, diagnosis: Diagnosis) -> Iterator[tuple[str, str, Totals]]:
+    header, _, _ = text.partition("\n")
+    separator = max(",;\t", key=header.count)
+    rows = csv.reader(io.StringIO(text), delimiter=separator)
+    names = [name.strip().lower() for name in next(rows, [])]
+    reason = next((names.index(name) for name in _REASON_COLUMNS if name in names), None)
+    count = next((names.index(name) for name in _COUNT_COLUMNS if name in names), None)
+    if reason is None or count is None:
+        diagnosis.problem(
+            "unreadable line", "line 1", f"the CSV header {header.strip()!r} has no column for reason and count"
+        )
+        return
+    for row in rows:
+        where = f"line {rows.line_num}"
+        if not row:
+            continue
+        try:
+            yield where, row[reason], Totals(count=int(row[count]))
+        except (IndexError, ValueError):
+            diagnosis.problem("unreadable line", where, f"not a reason and a count: {separator.join(row)[:120]!r}")

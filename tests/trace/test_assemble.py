@@ -1,0 +1,112 @@
+"""Events to rows: durations, levels, parents, whatever the batches and however VCPUs interleave."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from lzero.trace.aggregates import Aggregates, add_rows
+from lzero.trace.assemble import Assembler
+from lzero.trace.readers.events import Diagnosis, event_dtype
+from lzero.trace.readers.fastlines import parse_chunk
+from lzero.trace.schema import numpy_dtype
+from lzero.trace.table import causes_lines
+from textwriter import Event, nested_events, render
+
+
+def to_events(events: list[Event]) -> np.ndarray:
+    result = parse_chunk(render(sorted(events, key=lambda event: event.time_ns), "perf-ns"))
+    assert not result.leftovers
+    return result.events
+
+
+def assemble(events: np.ndarray, batch: int = 10**9) -> tuple[np.ndarray, Diagnosis]:
+    diagnosis = Diagnosis("test")
+    assembler = Assembler(diagnosis)
+    parts = [assembler.feed(events[start : start + batch]) for start in range(0, len(events), batch)]
+    rows = np.concatenate([np.zeros(0, numpy_dtype()), *parts, assembler.finish()])
+    return rows[np.argsort(rows["seq"], kind="stable")], diagnosis
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 5, 7, 13, 1000])
+def test_nested_levels_parents_and_durations(batch: int) -> None:
+    rows, diagnosis = assemble(to_events(list(nested_events(20))), batch)
+    assert rows["level"].tolist() == [2, 1, 1, 1, 1] * 20
+    assert rows["handled_by"].tolist() == [2, 1, 1, 1, 1] * 20
+    assert rows["parent"].tolist() == [seq for n in range(20) for seq in (-1, *[5 * n] * 4)]
+    assert set(rows["parent_reason"].tolist()) == {-1, 10}
+    assert set(rows["duration_ns"].tolist()) == {2000}
+    assert not diagnosis.problems
+    aggregates = Aggregates()
+    add_rows(aggregates, rows)
+    assert causes_lines(aggregates)[0].startswith(
+        "one L2 CPUID reflected to L1 (20 times) costs: 2.00 VMREADs, 1.00 VMWRITEs"
+    )
+
+
+@pytest.mark.parametrize("batch", [1, 4, 9, 1000])
+def test_interleaved_vcpus_and_machines_do_not_mix(batch: int) -> None:
+    events = [
+        *nested_events(10, 0, 10**9, 100),
+        *nested_events(10, 1, 10**9 + 137, 101),
+        *nested_events(10, 0, 10**9 + 501, 200),
+    ]
+    rows, _ = assemble(to_events(events), batch)
+    for thread in (100, 101, 200):
+        mine = rows[rows["thread"] == thread]
+        assert mine["level"].tolist() == [2, 1, 1, 1, 1] * 10
+        assert set(mine["duration_ns"].tolist()) == {2000}
+        parents = mine[mine["level"] == 2]["seq"]
+        assert mine[mine["level"] == 1]["parent"].tolist() == np.repeat(parents, 4).tolist()
+
+
+def test_without_inject_events_the_next_exit_tells_reflection() -> None:
+    events = [event for event in nested_events(5) if event.name in ("kvm_exit", "kvm_entry", "kvm_nested_vmexit")]
+    rows, _ = assemble(to_events(events))
+    assert rows["handled_by"].tolist() == [2, 1, 1, 1, 1] * 5
+
+
+def test_fast_path_exit_of_l2_has_no_nested_event() -> None:
+    events = [
+        Event("kvm_nested_vmenter", 1000), Event("kvm_entry", 1100), Event("kvm_exit", 2000, reason="PREEMPTION_TIMER"),
+        Event("kvm_entry", 2500), Event("kvm_exit", 3000, reason="VMREAD"), Event("kvm_entry", 3500),
+    ]  # fmt: skip
+    rows, _ = assemble(to_events(events))
+    assert rows["level"].tolist() == [2, 1]
+
+
+def test_exit_without_entry_has_no_duration_and_the_last_exit_is_kept() -> None:
+    rows, _ = assemble(
+        to_events([Event("kvm_exit", 1000), Event("kvm_exit", 2000), Event("kvm_entry", 2600), Event("kvm_exit", 3000)])
+    )
+    assert rows["duration_ns"].tolist() == [0, 600, 0]
+
+
+def test_backward_clock_is_counted_and_gives_no_duration() -> None:
+    events = np.concatenate([to_events([Event("kvm_exit", 5000)]), to_events([Event("kvm_entry", 4000)])])
+    rows, diagnosis = assemble(events)
+    assert rows["duration_ns"].tolist() == [0]
+    assert diagnosis.problems == {"clock goes backwards": 1}
+
+
+def test_recording_without_vcpu_numbers_uses_threads() -> None:
+    text = b"".join(
+        f"a {thread} [001] 1.{n:06d}: kvm:kvm_exit: reason HLT rip 0x1 info 0 0\n".encode()
+        for n, thread in enumerate([50, 51, 50])
+    )
+    rows, _ = assemble(parse_chunk(text).events)
+    assert rows["vcpu"].tolist() == [0, 1, 0]
+
+
+def test_endless_entries_do_not_grow_memory() -> None:
+    events = to_events([Event("kvm_exit", 1000)] + [Event("kvm_entry", 2000 + n) for n in range(5000)])
+    assembler = Assembler(Diagnosis("test"))
+    for start in range(0, len(events), 100):
+        assembler.feed(events[start : start + 100])
+    assert all(len(vcpu.waiting) < 20 for vcpu in assembler._vcpus.values())
+    assert assembler.finish()["duration_ns"].tolist() == [1000]
+
+
+def test_no_events_no_rows() -> None:
+    rows, _ = assemble(np.zeros(0, event_dtype()))
+    assert len(rows) == 0
