@@ -128,7 +128,9 @@ def prove(
     trees_only: bool = typer.Option(False, "--trees-only", help="Compare the trees, without running C and Python."),
     as_json: bool = JSON,
 ) -> None:
-    """Prove that two dispatchers agree on all 65,536 exit reasons under every condition, or show where they differ.
+    """Prove that two dispatchers agree on every exit reason, or show where they differ.
+
+    All 65,536 reasons are tried under every combination of conditions.
 
     Exit status 0: they agree. 1: they differ, and the differences are printed.
     """
@@ -177,7 +179,7 @@ def emit(
     compilers: list[str] = COMPILERS,
     check: bool = typer.Option(True, help="Compile it and check order of tests and indirect branches before writing."),
 ) -> None:
-    """Write a dispatcher as C, after compiling it and checking what the compilers made of it."""
+    """Write a dispatcher as C, once the compiled code is checked."""
     from lzero.dispatch.emit_c import emit_c
     from lzero.dispatch.plan_file import load_strategy, write_whole
     from lzero.dispatch.verify_c import require_kept, verify_c

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import re
 import textwrap
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -377,7 +378,7 @@ def _head(strategy: Strategy, style: Style) -> str:
         lines.append(f"Holds no indirect branch{guard}.")
     else:
         lines.append("Ends in an indirect call for every reason that no test names.")
-    if strategy.keeps_order:
+    if strategy.order_matters:
         lines.append("The order of the tests is part of the plan: the barriers keep the compiler from changing it.")
     licence = "/* SPDX-License-Identifier: GPL-2.0-or-later */\n" if style == "standalone" else ""
     comment = [
@@ -403,34 +404,41 @@ def _provenance_lines(strategy: Strategy) -> list[str]:
     return [f"{name}: {value.replace('*/', '* /') or 'not given'}" for name, value in rows]
 
 
-def standalone_prelude(strategy: Strategy, function: str = ENTRY_POINT) -> str:
-    """Declarations for the standalone style: types, reasons, handlers, conditions and the barrier."""
-    prototypes = "".join(f"int {name}(struct kvm_vcpu *vcpu);\n" for name in handlers_used(strategy.root))
-    callees = "".join(f"int {name}(struct kvm_vcpu *vcpu);\n" for name in out_of_line_functions(strategy.root))
-    uses_nested = ConditionName.NESTED in conditions_used(strategy.root)
-    nested = (
-        "/* Whether VMX is offered to guests; set before the first exit. */\nextern bool nested;\n\n"
-        if uses_nested
-        else ""
-    )
-    has_table = has_indirect_table(strategy.root)
-    table = _TABLE_HELPERS if has_table else ""
-    failed = _ENTRY_FAILED if ConditionName.FAILED_ENTRY in conditions_used(strategy.root) else ""
-    parse = _PARSE if callees else ""
-    unexpected = "int handle_unexpected_exit(struct kvm_vcpu *vcpu);\n"
-    entry = f"int {function}(struct kvm_vcpu *vcpu, unsigned int reason);\n"
-    return "\n".join(
-        part
-        for part in (
-            _TYPES,
-            reason_constants(),
-            nested + _BARRIER + table + parse + failed,
-            prototypes + callees,
-            unexpected + entry,
-        )
-        if part
-    )
+def standalone_prelude(
+    strategy: Strategy, function: str = ENTRY_POINT, *, types: str | None = None, defined: Collection[str] = ()
+) -> str:
+    """Declarations for the standalone style: types, reasons, handlers, conditions and the barrier.
 
+    Parameters
+    ----------
+    types:
+        C text that declares ``struct kvm_vcpu`` with ``unsigned int exit_reason`` first, and ``bool``; by default
+        the smallest such.
+    defined:
+        Handlers that the file itself will define, and which are therefore not declared.
+    """
+    names = [*handlers_used(strategy.root), *out_of_line_functions(strategy.root)]
+    prototypes = "".join(f"int {name}(struct kvm_vcpu *vcpu);\n" for name in names if name not in defined)
+    used = conditions_used(strategy.root)
+    parts = [
+        _TYPES if types is None else types,
+        reason_constants(),
+        _NESTED if ConditionName.NESTED in used else "",
+        _BARRIER,
+        _TABLE_HELPERS if has_indirect_table(strategy.root) else "",
+        _PARSE if out_of_line_functions(strategy.root) else "",
+        _ENTRY_FAILED if ConditionName.FAILED_ENTRY in used else "",
+        prototypes,
+        "int handle_unexpected_exit(struct kvm_vcpu *vcpu);\n"
+        f"int {function}(struct kvm_vcpu *vcpu, unsigned int reason);\n",
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+_NESTED = """\
+/* Whether VMX is offered to guests; set before the first exit. */
+extern bool nested;
+"""
 
 _TYPES = """\
 #include <stdbool.h>
@@ -445,7 +453,6 @@ struct kvm_vcpu {
 _BARRIER = """\
 /* The optimiser must take the value for unknown from here on, so it cannot merge or reorder what tests it. */
 #define LZERO_HIDE_VALUE(value) __asm__("" : "+r"(value))
-
 """
 
 _TABLE_HELPERS = """\
@@ -460,7 +467,6 @@ static inline unsigned int lzero_index_nospec(unsigned long index, unsigned long
 		: [mask] "=&r"(mask) : [index] "r"(index), [size] "r"(size) : "cc");
 	return (unsigned int)(index & mask);
 }
-
 """
 
 _PARSE = """\
@@ -468,7 +474,6 @@ __attribute__((unused)) static inline unsigned int basic_exit_reason(const struc
 {
 	return vcpu->exit_reason & 0xffff;
 }
-
 """
 
 _ENTRY_FAILED = """\
@@ -476,7 +481,6 @@ __attribute__((unused)) static inline bool entry_failed(const struct kvm_vcpu *v
 {
 	return vcpu->exit_reason >> 31;
 }
-
 """
 
 

@@ -22,10 +22,23 @@ if TYPE_CHECKING:
     Mask: TypeAlias = npt.NDArray[np.bool_]
     Values: TypeAlias = npt.NDArray[np.uint64]
 
-__all__ = ["End", "IndirectBranch", "Recovered", "Split", "TABLE", "UnknownShape", "indirect_branches", "recover"]
+__all__ = [
+    "End",
+    "IndirectBranch",
+    "Recovered",
+    "Split",
+    "TABLE",
+    "UnknownShape",
+    "indirect_branches",
+    "recover",
+    "trace",
+]
 
 TABLE = "<table>"
 """What a path ends in when it loads a function pointer from an array."""
+
+MAX_STEPS = 100_000
+"""Instructions after which a walk is given up; a dispatcher has a few hundred per path and no loops."""
 
 UNEXPECTED_SYMBOLS = frozenset({"handle_unexpected_exit", "vmx_handle_unexpected_exit"})
 
@@ -67,14 +80,10 @@ class IndirectBranch:
 
 def indirect_branches(code: ObjectCode, name: str) -> Iterator[IndirectBranch]:
     """Every indirect branch in a function, in the order of addresses."""
-    from iced_x86 import FlowControl
-
     function = code.function(name)
     for line in code.lines(function):
-        plain = line.instruction.flow_control in (FlowControl.INDIRECT_BRANCH, FlowControl.INDIRECT_CALL)
-        thunk = line.symbol is not None and line.symbol.startswith(THUNK_PREFIX)
-        if plain or thunk:
-            yield IndirectBranch(name, line.offset - function.offset, line.text, thunk)
+        if line.is_indirect:
+            yield IndirectBranch(name, line.offset - function.offset, line.text, line.is_thunk)
 
 
 class _Vcpu:
@@ -107,7 +116,7 @@ class _State:
 class _Walker:
     code: ObjectCode
     conditions: Conditions
-    steps: int = field(default=0)
+    visited: list[Line] = field(default_factory=list)
 
     def value_of_reason(self) -> Values:
         import numpy as np
@@ -126,12 +135,12 @@ class _Walker:
         from iced_x86 import FlowControl
 
         while True:
-            self.steps += 1
-            if self.steps > 100_000:
+            if len(self.visited) > MAX_STEPS:
                 raise UnknownShape(f"{function.name} does not end")
             if not function.offset <= offset < function.offset + function.size:
                 raise UnknownShape(f"{function.name} continues outside itself at {offset:#x}")
             line = self.code.line_at(function.section, offset)
+            self.visited.append(line)
             instruction = line.instruction
             following = offset + instruction.len
             match instruction.flow_control:
@@ -144,6 +153,8 @@ class _Walker:
                         return End(TABLE)  # the check for an empty slot belongs to the table
                     condition = self.condition(line, state)
                     taken, fallen = state.mask & condition, state.mask & ~condition
+                    if not fallen.any() and line.symbol is not None:
+                        return self.end(line.symbol)
                     if not fallen.any():
                         offset = instruction.near_branch_target
                     elif not taken.any():
@@ -420,13 +431,37 @@ def recover(code: ObjectCode, name: str, conditions: Conditions, *, takes_reason
         The code is nothing the walker models.
     """
     import numpy as np
-    from iced_x86 import Register
 
     walker = _Walker(code, conditions)
+    everything = np.ones(REASON_COUNT, dtype=np.bool_)
+    function = code.function(name)
+    return walker.walk(function, function.offset, _start(walker, everything, takes_reason))
+
+
+def trace(
+    code: ObjectCode, name: str, reason: int, conditions: Conditions, *, takes_reason: bool
+) -> tuple[list[Line], str | None]:
+    """The instructions that one exit reason runs through in a function, and what it then calls.
+
+    ``None`` for what is called means that code begins which is no dispatch: a handler that was inlined.
+    """
+    import numpy as np
+
+    walker = _Walker(code, conditions)
+    only = np.arange(REASON_COUNT) == reason
+    function = code.function(name)
+    try:
+        found = walker.walk(function, function.offset, _start(walker, only, takes_reason))
+    except UnknownShape:
+        return walker.visited[:-1], None
+    return walker.visited, found.target if isinstance(found, End) else None
+
+
+def _start(walker: _Walker, mask: Mask, takes_reason: bool) -> _State:
+    from iced_x86 import Register
+
     # System V ABI: first argument in RDI, second in RSI.
     registers: dict[int, Any] = {int(Register.RDI): _VCPU}
     if takes_reason:
         registers[int(Register.RSI)] = walker.value_of_reason()
-    everything = np.ones(REASON_COUNT, dtype=np.bool_)
-    function = code.function(name)
-    return walker.walk(function, function.offset, _State(registers, everything))
+    return _State(registers, mask)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,19 @@ class Line:
     offset: int
     instruction: Instruction
     symbol: str | None
+
+    @property
+    def is_indirect(self) -> bool:
+        """Whether it is an indirect jump or call, plain or through a retpoline thunk."""
+        from iced_x86 import FlowControl
+
+        plain = self.instruction.flow_control in (FlowControl.INDIRECT_BRANCH, FlowControl.INDIRECT_CALL)
+        return plain or self.is_thunk
+
+    @property
+    def is_thunk(self) -> bool:
+        """Whether it branches to a retpoline thunk."""
+        return self.symbol is not None and self.symbol.startswith(THUNK_PREFIX)
 
     @property
     def text(self) -> str:
@@ -103,8 +117,29 @@ class ObjectCode:
             yield line
             offset += line.instruction.len
 
+    def rendered(self, function: Function, line: Line) -> str:
+        """A line of a listing: offset from the function's start, instruction, with names where code has numbers."""
+        from iced_x86 import FlowControl, Formatter, FormatterSyntax
+
+        instruction, text = line.instruction, f"{line.instruction}"
+        branches = (FlowControl.UNCONDITIONAL_BRANCH, FlowControl.CONDITIONAL_BRANCH, FlowControl.CALL)
+        if instruction.flow_control in branches:
+            mnemonic = Formatter(FormatterSyntax.INTEL).format_mnemonic(instruction)
+            text = f"{mnemonic} {line.symbol or self._place(function, instruction.near_branch_target)}"
+        elif line.symbol is not None and instruction.is_ip_rel_memory_operand:
+            text = re.sub(r"\[[^]]*\]", f"[{line.symbol}]", text)
+        elif line.symbol is not None:
+            text = text.replace("]", f" + {line.symbol}]", 1)
+        return f"{line.offset - function.offset:5x}:  {text}"
+
+    def _place(self, function: Function, offset: int) -> str:
+        """A branch target within the section: a function's name, or the offset in the function at hand."""
+        starts = {f.offset: f.name for f in self.functions.values() if f.section == function.section}
+        if offset in starts and offset != function.offset:
+            return starts[offset]
+        return f"{offset - function.offset:x}"
+
     def disassembly(self, name: str) -> str:
         """A listing of a function: offsets from its start, instructions, symbols."""
         function = self.function(name)
-        rows = [f"{line.offset - function.offset:5x}:  {line.text}" for line in self.lines(function)]
-        return "\n".join([f"{name}:", *rows])
+        return "\n".join([f"{name}:", *(f"  {self.rendered(function, line)}" for line in self.lines(function))])

@@ -22,6 +22,7 @@ from lzero.dispatch.tree import (
     Eq,
     IndirectTable,
     Leaf,
+    Less,
     Node,
     OutOfLine,
     Patch,
@@ -31,6 +32,7 @@ from lzero.dispatch.tree import (
     Unexpected,
     has_indirect_table,
     validate,
+    walk,
 )
 from lzero.sdm.exit_reasons import ExitReason
 
@@ -109,6 +111,11 @@ class Strategy:
 
     def __post_init__(self) -> None:
         validate(self.root)
+
+    @property
+    def order_matters(self) -> bool:
+        """Whether it has tests whose order is part of it."""
+        return self.keeps_order and any(isinstance(node, Eq | Less | Range) for node in walk(self.root))
 
     @property
     def promises_no_indirect_branch(self) -> bool:

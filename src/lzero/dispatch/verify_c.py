@@ -70,7 +70,7 @@ class Verification:
 
     def summary(self, strategy: Strategy) -> str:
         """One line: compiler, size, and the promises that hold."""
-        order = "order of tests kept, " if strategy.keeps_order else ""
+        order = "order of tests kept, " if strategy.order_matters else ""
         thunks = len(self.indirect)
         branches = "no indirect branch" if not thunks else f"{thunks} retpoline{'s' if thunks > 1 else ''}"
         return f"{self.style} C by {self.compiler}: no warnings, {order}{branches}, {self.text_bytes} bytes"
