@@ -50,7 +50,9 @@ class EventType:
         """The event's ``format`` file."""
         lines = [f"name: {self.name}", f"ID: {self.number}", "format:"]
         for group in (COMMON, self.fields):
-            lines += [f"\tfield:{f.declaration};\toffset:{f.offset};\tsize:{f.size};\tsigned:{f.signed};" for f in group]
+            lines += [
+                f"\tfield:{f.declaration};\toffset:{f.offset};\tsize:{f.size};\tsigned:{f.signed};" for f in group
+            ]
             lines.append("")
         words = " ".join(f"{f.name} 0x%llx" for f in self.fields)
         arguments = ", ".join(f"(unsigned long long)REC->{f.name}" for f in self.fields)
@@ -228,7 +230,9 @@ class PerfFile:
         each = 1 + bool(self.read_format & 4) + bool(self.read_format & 16)
         times = bool(self.read_format & 1) + bool(self.read_format & 2)
         if self.read_format & 8:
-            return struct.pack(f"<{1 + times + each * self.read_group}Q", self.read_group, *[7] * (times + each * self.read_group))
+            return struct.pack(
+                f"<{1 + times + each * self.read_group}Q", self.read_group, *[7] * (times + each * self.read_group)
+            )
         return struct.pack(f"<{times + each}Q", *[7] * (times + each))
 
     def data(self) -> bytes:
@@ -300,3 +304,84 @@ def compressed_records(data: bytes, size: int = 20_000, kind: int = 81) -> list[
             padded = packed.ljust(-(-len(packed) // 8) * 8, b"\0")
             records.append(struct.pack("<IHHQ", 83, 0, 16 + len(padded), len(packed)) + padded)
     return records
+
+
+# trace.dat
+
+TIME_EXTEND, TIME_STAMP, PADDING = 30, 31, 29
+MISSED_EVENTS, MISSED_STORED = 1 << 31, 1 << 30
+
+
+@dataclass(frozen=True)
+class TraceDat:
+    """A trace.dat recording of version 6; ``trace-cmd convert`` makes one of version 7 from it."""
+
+    events: Sequence[Event]
+    types: Sequence[EventType] = ALL_TYPES
+    cpus: int = 2
+    clock: str = "local"
+    missed: Mapping[tuple[int, int], int] = field(default_factory=dict)
+    """``(cpu, page)`` to the number of events lost before it; 0 for a page that does not say how many."""
+    stamps: bool = False
+    """Write long gaps as absolute time stamps instead of time extends."""
+    discard: bool = False
+    """Put a discarded event before each event."""
+
+    def _event(self, event: Event, last: int) -> bytes:
+        delta = event.time_ns - last
+        out = b""
+        if delta >= 1 << 27 or (self.stamps and delta > 1000):
+            kind, value = (TIME_STAMP, event.time_ns) if self.stamps else (TIME_EXTEND, delta)
+            out += struct.pack("<II", kind | (value & ((1 << 27) - 1)) << 5, value >> 27 & 0xFFFF_FFFF)
+            delta = 0
+        if self.discard and delta:
+            out += struct.pack("<II8x", PADDING | 1 << 5, 12)
+            delta -= 1
+        data = event.data()
+        data = data.ljust(-(-len(data) // 4) * 4, b"\0")
+        if len(data) <= 28 * 4:
+            return out + struct.pack("<I", len(data) // 4 | delta << 5) + data
+        return out + struct.pack("<II", delta << 5, len(data) + 4) + data
+
+    def pages(self, cpu: int) -> list[bytes]:
+        """The ring-buffer pages of one CPU."""
+        mine = sorted((event for event in self.events if event.cpu == cpu), key=lambda event: event.time_ns)
+        pages: list[bytes] = []
+        body, start, last = b"", 0, 0
+        for event in mine:
+            packed = self._event(event, last or event.time_ns)
+            room = PAGE_DATA - (8 if (cpu, len(pages)) in self.missed else 0)
+            if body and len(body) + len(packed) > room:
+                pages.append(self._page(cpu, len(pages), start, body))
+                body = b""
+            if not body:
+                start = event.time_ns
+                packed = self._event(event, start)
+            body += packed
+            last = event.time_ns
+        if body:
+            pages.append(self._page(cpu, len(pages), start, body))
+        return pages
+
+    def _page(self, cpu: int, number: int, start: int, body: bytes) -> bytes:
+        commit = len(body)
+        tail = b""
+        if (cpu, number) in self.missed:
+            count = self.missed[cpu, number]
+            commit |= MISSED_EVENTS | (MISSED_STORED if count else 0)
+            tail = struct.pack("<Q", count) if count else b""
+        return (struct.pack("<QQ", start, commit) + body + tail).ljust(PAGE, b"\0")
+
+    def to_file(self) -> bytes:
+        """The file."""
+        out = tracing_metadata(self.types) + struct.pack("<I", self.cpus)
+        clock = f"[{self.clock}] global counter\0".encode()
+        out += b"options  \0" + struct.pack("<HI", 4, len(clock)) + clock + struct.pack("<H", 0)
+        out += b"flyrecord\0"
+        data = [b"".join(self.pages(cpu)) for cpu in range(self.cpus)]
+        place = -(-(len(out) + 16 * self.cpus) // PAGE) * PAGE
+        body = b""
+        for pages in data:
+            out += struct.pack("<QQ", place + len(body), len(pages))
+            body += pages
+        return out.ljust(place, b"\0") + body

@@ -34,7 +34,7 @@ from lzero.trace.readers.events import Diagnosis
 
 __all__ = ["is_perf_data", "read_perf_data"]
 
-CHUNK_BYTES: Final = 32 << 20
+CHUNK_BYTES: Final = 8 << 20
 
 _LOST, _SAMPLE, _LOST_SAMPLES = 2, 9, 13
 _HEADER_ATTR, _HEADER_TRACING_DATA, _FINISHED_ROUND, _AUXTRACE = 64, 66, 68, 71

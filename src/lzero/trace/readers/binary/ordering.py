@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from lzero.trace.readers.binary.fields import Rows
+from lzero.trace.readers.binary.fields import Rows, take_rows
 
 __all__ = ["TimeOrder"]
 
@@ -19,7 +19,7 @@ class TimeOrder:
         bounded.
     """
 
-    def __init__(self, limit: int = 4_000_000) -> None:
+    def __init__(self, limit: int = 2_000_000) -> None:
         self._limit = limit
         self._held: list[Rows] = []
         self._count = 0
@@ -50,9 +50,9 @@ class TimeOrder:
 
     def _sorted(self) -> Rows:
         rows = self._held[0] if len(self._held) == 1 else np.concatenate(self._held)
-        times = rows["time_ns"]
+        times = np.ascontiguousarray(rows["time_ns"])
         if rows.size > 1 and bool((times[1:] < times[:-1]).any()):
-            rows = rows[np.argsort(times, kind="stable")]
+            rows = take_rows(rows, np.argsort(times, kind="stable"))
         self._held = [rows]
         return rows
 

@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from lzero.trace.readers.binary.fields import Buffer, EventPlan, Indices, Rows
+from lzero.trace.readers.binary.fields import Buffer, EventPlan, Indices, RowMatrix, Rows, take_rows
 from lzero.trace.readers.binary.perf_header import (
     READ_ENABLED,
     READ_GROUP,
@@ -88,7 +88,7 @@ class SampleReader:
             return nothing
         came = np.concatenate(places)
         sort = np.argsort(came, kind="stable")
-        return np.concatenate(parts)[sort], came[sort]
+        return take_rows(np.concatenate(parts), sort), came[sort]
 
     def _decode(
         self, buffer: Buffer, starts: Indices, sizes: Indices, where: Where, described: tuple[SampleLayout, bool]
@@ -103,12 +103,11 @@ class SampleReader:
         if not fits.all():
             self._refuse(starts[~fits], where, "sample too short for its parts")
             at, room, kept = at[fits], room[fits], kept[fits]
-        number = buffer.gather(at, 2)
-        places = np.full(at.size, -1, np.int64)
+        number = buffer.low(at, 2)
         chosen: list[tuple[EventPlan, Indices]] = []
         wanted = np.zeros(at.size, bool)
         for event, plan in self._plans.items():
-            match = number == np.uint64(event)
+            match = number == np.uint32(event)
             if not match.any():
                 continue
             short = match & (room < plan.size)
@@ -117,15 +116,20 @@ class SampleReader:
                 match &= ~short
             wanted |= match
             chosen.append((plan, np.flatnonzero(match)))
-        self._diagnosis.others += int(at.size - np.count_nonzero(wanted))
-        selected = np.flatnonzero(wanted)
-        places[selected] = np.arange(selected.size)
-        rows = np.zeros(selected.size, event_dtype())
-        self._common(buffer, starts[kept[selected]], layout, rows)
+        if wanted.all():
+            places = selected = np.arange(at.size)
+        else:
+            self._diagnosis.others += int(at.size - np.count_nonzero(wanted))
+            selected = np.flatnonzero(wanted)
+            places = np.full(at.size, -1, np.int64)
+            places[selected] = np.arange(selected.size)
+            kept = kept[selected]
+        matrix = RowMatrix(selected.size)
+        self._common(buffer, starts[kept], layout, matrix)
         for plan, mine in chosen:
             if mine.size:
-                plan.fill(buffer, at[mine], rows, places[mine])
-        return rows, kept[selected]
+                plan.fill(buffer, at[mine], matrix, places[mine])
+        return matrix.rows(), kept
 
     def _raw_data(
         self, buffer: Buffer, starts: Indices, sizes: Indices, layout: SampleLayout
@@ -163,12 +167,16 @@ class SampleReader:
         place = place + 1 + times + each * np.where(fits, members, np.uint64(0)).astype(np.int64)
         return place, fits & (place < ends)
 
-    def _common(self, buffer: Buffer, starts: Indices, layout: SampleLayout, rows: Rows) -> None:
-        words = buffer.words64
+    def _common(self, buffer: Buffer, starts: Indices, layout: SampleLayout, matrix: RowMatrix) -> None:
+        every = slice(None)
+        at = starts * 2
+        words = buffer.words32
         if layout.time is not None:
-            rows["time_ns"] = words[starts + layout.time]
-        rows["thread"] = -1 if layout.tid is None else (words[starts + layout.tid] >> np.uint64(32)).astype(np.int32)
-        rows["cpu"] = -1 if layout.cpu is None else (words[starts + layout.cpu] & _LOW).astype(np.int16)
+            place = at + 2 * layout.time
+            matrix.set64("time_ns", every, words.take(place), words.take(place + 1))
+        thread = 0xFFFF_FFFF if layout.tid is None else words.take(at + (2 * layout.tid + 1))
+        matrix.set32("thread", every, thread)
+        matrix.set_cpu(0xFFFF if layout.cpu is None else words.take(at + 2 * layout.cpu))
 
     def _refuse(self, starts: Indices, where: Where, what: str) -> None:
         if starts.size:

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 __all__ = ["Walk", "next_plausible", "walk_records"]
 
-_LANE_WORDS: Final = 1024
-_GUESS_WORDS: Final = 96
+_LANE_WORDS: Final = 256
+_GUESS_WORDS: Final = 32
 _SAMPLE: Final = 9
 _LARGEST_GUESS: Final = 4096
 
