@@ -312,8 +312,7 @@ class LocalApic:
         entry = self._lvt[ApicRegister.LVT_LINT0 - ApicRegister.LVT_TIMER]
         if rising and entry >> LVT_MODE_SHIFT & 7 != DeliveryMode.EXTINT:
             self._local_interrupt(ApicRegister.LVT_LINT0)
-        else:
-            self._on_change()
+        self._on_change()
 
     def _local_interrupt(self, register: ApicRegister) -> None:
         entry = self._lvt[register - ApicRegister.LVT_TIMER]

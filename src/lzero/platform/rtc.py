@@ -303,21 +303,22 @@ class Rtc:
             self._c |= C.REQUEST
             self._irq(True)
 
-    def _period_ns(self) -> int | None:
+    def _period_ticks(self) -> int | None:
+        """Ticks of the 32.768 kHz oscillator between periodic interrupts."""
         rate = self._cmos[Index.A] & 0xF
         if not rate:
             return None
-        # Rates 1 and 2 repeat 8 and 9 with a 32.768 kHz time base.
-        return ticks_to_ns(1 << (rate + 7 if rate < 3 else rate) - 1, OSCILLATOR_HZ)
+        # Rates 1 and 2 repeat 8 and 9 with this time base.
+        return 1 << (rate + 7 if rate < 3 else rate) - 1
 
     def _arm_periodic(self) -> None:
-        period = self._period_ns() if self._cmos[Index.B] & B.PERIODIC else None
+        ticks = self._period_ticks() if self._cmos[Index.B] & B.PERIODIC else None
         if self._periodic is not None:
             self._periodic.cancel()
             self._periodic = None
-        if period is not None:
-            now = self._clock.now_ns()
-            self._periodic = self._clock.call_at((now // period + 1) * period, self._periodic_due)
+        if ticks is not None:
+            periods = self._clock.now_ns() * OSCILLATOR_HZ // (ticks * NS_PER_SECOND) + 1
+            self._periodic = self._clock.call_at(ticks_to_ns(periods * ticks, OSCILLATOR_HZ), self._periodic_due)
 
     def _periodic_due(self) -> None:
         self._raise(C.PERIODIC)
