@@ -10,7 +10,7 @@ from lzero.sdm.registers import BUSY_TSS, BUSY_TSS_16, LDT, AccessRights, Cr0, R
 from lzero.sdm.vmcs_fields import Field
 
 from .model import Check, CheckContext, CheckGroup, Predicate
-from .terms import ENTRY, canonical, gate, rule
+from .terms import ENTRY, canonical, gate, rule, value_of
 
 __all__ = ["SEGMENT_CHECKS"]
 
@@ -132,14 +132,14 @@ def _canonical_base(name: str) -> Check:
 def _low_base(name: str) -> Check:
     base, rights = _field(name, "BASE"), _field(name, "ACCESS_RIGHTS")
     base_of, rights_of = int(base), int(rights)
-    skip = 0 if name == "CS" else _UNUSABLE
 
-    def predicate(c: CheckContext) -> bool:
-        return not c.read(base_of) >> 32 or bool(c.read(rights_of) & skip)
+    def of_usable(c: CheckContext) -> bool:
+        return not c.read(base_of) >> 32 or bool(c.read(rights_of) & _UNUSABLE)
 
-    text = f"bits 63:32 of the {name} base are 0"
-    fields = (base,) if name == "CS" else (base, rights)
-    return _rule(f"guest.{name.lower()}.base", _SECTION, text, fields, predicate)
+    id_, text = f"guest.{name.lower()}.base", f"bits 63:32 of the {name} base are 0"
+    if name == "CS":
+        return _rule(id_, _SECTION, text, (base,), value_of(base, lambda value: not value >> 32))
+    return _rule(id_, _SECTION, text, (base, rights), of_usable)
 
 
 _BASES = (
