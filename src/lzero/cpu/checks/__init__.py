@@ -15,17 +15,18 @@ said to the developer of that hypervisor.
 
 from __future__ import annotations
 
-from .model import Check, CheckContext, CheckGroup, Failure, Predicate
+from .model import Check, CheckContext, CheckGroup, Failure, Outside, Predicate
 from .msr_lists import MSR_LIST_CHECKS, MsrListCheck, MsrListKind, check_msr_entry
-from .plan import ALL_FIELDS, FIELD_BIT, CheckPlan, field_mask, run_checks
+from .plan import ALL_DIRTY, FIELD_BIT, PROCESSOR_BIT, CheckPlan, field_mask, run_checks
 from .table import CHECKS, CHECKS_BY_ID
 
 __all__ = [
-    "ALL_FIELDS",
+    "ALL_DIRTY",
     "CHECKS",
     "CHECKS_BY_ID",
     "FIELD_BIT",
     "MSR_LIST_CHECKS",
+    "PROCESSOR_BIT",
     "Check",
     "CheckContext",
     "CheckGroup",
@@ -33,6 +34,7 @@ __all__ = [
     "Failure",
     "MsrListCheck",
     "MsrListKind",
+    "Outside",
     "Predicate",
     "check_msr_entry",
     "field_mask",

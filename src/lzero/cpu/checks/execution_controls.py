@@ -8,7 +8,7 @@ from lzero.sdm.capabilities import ControlRange, EptVpidCap, VmxCapabilities
 from lzero.sdm.controls import ControlFlag, PinBased, ProcBased, ProcBased2, ProcBased3, VmEntry, VmExit, VmFunctions
 from lzero.sdm.vmcs_fields import Field
 
-from .model import Check, CheckContext, CheckGroup, Predicate
+from .model import Check, CheckContext, CheckGroup, Outside, Predicate
 from .terms import PIN, PROC, PROC2, PROC3, SECONDARY, TERTIARY, gate, page_address, rule, value_of
 
 __all__ = ["EXECUTION_CONTROL_CHECKS", "control_rule", "implies", "reserved"]
@@ -31,10 +31,10 @@ def control_rule(
     predicate: Predicate,
     *,
     section: str = _SECTION,
-    volatile: bool = False,
+    outside: Outside = Outside.NOTHING,
 ) -> Check:
     """A rule of the controls group that says something only while the control ``when`` is 1."""
-    return rule(CheckGroup.CONTROLS, id_, section, text, fields, predicate, when=when, volatile=volatile)
+    return rule(CheckGroup.CONTROLS, id_, section, text, fields, predicate, when=when, outside=outside)
 
 
 def implies(id_: str, when: ControlFlag, needed: ControlFlag, *, section: str = _SECTION) -> Check:
@@ -215,7 +215,7 @@ EXECUTION_CONTROL_CHECKS: tuple[Check, ...] = (
         _P1.USE_TPR_SHADOW,
         (_F.TPR_THRESHOLD, _F.VIRTUAL_APIC_ADDRESS, Field(PROC2)),
         _tpr_threshold_vtpr,
-        volatile=True,
+        outside=Outside.MEMORY,
     ),
     _needs_tpr_shadow("control.x2apic.tpr_shadow", _P2.VIRTUALIZE_X2APIC_MODE),
     _needs_tpr_shadow("control.apic_register.tpr_shadow", _P2.APIC_REGISTER_VIRTUALIZATION),

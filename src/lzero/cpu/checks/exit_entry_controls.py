@@ -9,7 +9,7 @@ from lzero.sdm.registers import Cr0
 from lzero.sdm.vmcs_fields import Field
 
 from .execution_controls import control_rule, implies, reserved
-from .model import Check, CheckContext, CheckGroup, Predicate
+from .model import Check, CheckContext, CheckGroup, Outside, Predicate
 from .terms import ENTRY, EVENT, EVENT_VALID, EXIT, EXIT2, PROC, PROC2, gate
 
 __all__ = ["ENTRY_CONTROL_CHECKS", "EXIT_CONTROL_CHECKS"]
@@ -171,7 +171,7 @@ ENTRY_CONTROL_CHECKS: tuple[Check, ...] = (
         "outside SMM, entry to SMM and deactivating the dual-monitor treatment are 0",
         (Field(ENTRY),),
         _outside_smm,
-        volatile=True,
+        outside=Outside.PROCESSOR,
     ),
     Check(
         "control.entry.smm_and_dual_monitor",
@@ -188,7 +188,7 @@ ENTRY_CONTROL_CHECKS: tuple[Check, ...] = (
         (),
         lambda c: not c.intel_pt_enabled,
         section=_ENTRY_SECTION,
-        volatile=True,
+        outside=Outside.PROCESSOR,
     ),
 )
 """Rules on VM-entry controls in the manual's order."""

@@ -10,7 +10,7 @@ from lzero.sdm.formats import ActivityState, EntryFailureQualification, EventTyp
 from lzero.sdm.registers import Cr0, Cr4, DebugCtl, Rflags
 from lzero.sdm.vmcs_fields import Field
 
-from .model import Check, CheckContext, CheckGroup
+from .model import Check, CheckContext, CheckGroup, Outside
 from .terms import ENTRY, EVENT, EVENT_VALID, PIN, PROC, PROC2, gate, page_address, rule, value_of
 
 __all__ = ["NON_REGISTER_CHECKS", "NO_LINK_POINTER", "PDPTE_CHECKS"]
@@ -186,7 +186,7 @@ _INTERRUPTIBILITY_CHECKS = (
         "blocking by SMI needs SMM",
         (_F.GUEST_INTERRUPTIBILITY_STATE,),
         _smi_outside_smm,
-        volatile=True,
+        outside=Outside.PROCESSOR,
     ),
     _rule(
         "guest.interruptibility.smm_entry",
@@ -309,7 +309,7 @@ _LINK_CHECKS = (
         "the VMCS that the link pointer names has this processor's revision identifier",
         (_F.VMCS_LINK_POINTER,),
         _link_revision,
-        volatile=True,
+        outside=Outside.MEMORY,
     ),
     _link_rule(
         "guest.link_pointer.shadow",
@@ -317,7 +317,7 @@ _LINK_CHECKS = (
         "the VMCS that the link pointer names is a shadow VMCS exactly with VMCS shadowing",
         (_F.VMCS_LINK_POINTER, *_SHADOWING.fields),
         _link_shadow,
-        volatile=True,
+        outside=Outside.MEMORY,
     ),
     _link_rule(
         "guest.link_pointer.current",
@@ -325,7 +325,7 @@ _LINK_CHECKS = (
         "the VMCS link pointer does not name the current VMCS",
         (_F.VMCS_LINK_POINTER,),
         _link_not_current,
-        volatile=True,
+        outside=Outside.PROCESSOR,
     ),
 )
 
@@ -384,7 +384,7 @@ PDPTE_CHECKS: tuple[Check, ...] = (
         "with PAE paging and without EPT, the PDPTEs that CR3 names have no reserved bit set where present",
         (_F.GUEST_CR3, *_PAE_INPUTS),
         _pdptes_in_memory,
-        volatile=True,
+        outside=Outside.MEMORY,
     ),
 )
 """Rules of 27.3.1.6."""

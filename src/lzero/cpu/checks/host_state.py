@@ -8,7 +8,7 @@ from lzero.sdm.controls import VmEntry, VmExit
 from lzero.sdm.registers import Cr0, Cr4, Efer
 from lzero.sdm.vmcs_fields import Field
 
-from .model import Check, CheckContext, CheckGroup
+from .model import Check, CheckContext, CheckGroup, Outside
 from .terms import ENTRY, EXIT, canonical, fixed_bits, physical, rule, value_of
 
 __all__ = ["HOST_STATE_CHECKS", "pat_is_valid", "s_cet_is_valid"]
@@ -245,7 +245,7 @@ HOST_STATE_CHECKS: tuple[Check, ...] = (
         "outside IA-32e mode, the IA-32e mode guest control is 0",
         (_ENTRY_FIELD,),
         _outside_ia32e_guest,
-        volatile=True,
+        outside=Outside.PROCESSOR,
     ),
     _rule(
         "host.mode.address_space_size",
@@ -253,7 +253,7 @@ HOST_STATE_CHECKS: tuple[Check, ...] = (
         "the host address-space size is 1 exactly in IA-32e mode",
         (_EXIT_FIELD,),
         _size_is_mode,
-        volatile=True,
+        outside=Outside.PROCESSOR,
     ),
     _rule(
         "host.size32.ia32e_guest",

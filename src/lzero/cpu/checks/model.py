@@ -13,9 +13,17 @@ from lzero.sdm.exit_reasons import FAILED_VM_ENTRY, ExitReason
 from lzero.sdm.vm_instruction_errors import VmInstructionError
 from lzero.sdm.vmcs_fields import Field
 
-__all__ = ["Check", "CheckContext", "CheckGroup", "Failure", "Predicate"]
+__all__ = ["Check", "CheckContext", "CheckGroup", "Failure", "Outside", "Predicate"]
 
 _VMCS_ABSENT = (1 << 64) - 1
+
+
+class Outside(Enum):
+    """What a rule depends on besides VMCS fields and capabilities."""
+
+    NOTHING = "nothing"
+    PROCESSOR = "the processor's state"
+    MEMORY = "memory"
 
 
 class CheckGroup(Enum):
@@ -70,8 +78,8 @@ Predicate = Callable[[CheckContext], bool]
 class Check:
     """One rule of the manual.
 
-    ``fields`` are all VMCS fields that the predicate may read: a rule need not be evaluated again while they are
-    unchanged, unless it is ``volatile``, which means that it also depends on memory or on the processor's state.
+    ``fields`` are all VMCS fields that the predicate may read: a rule need not be evaluated again while they, and what
+    ``outside`` names, are unchanged.
     ``requires`` are controls without which the rule says nothing: a processor that does not allow one of them never
     needs the rule. ``qualification`` is the exit qualification of a failed guest-state rule (27.8).
     """
@@ -83,7 +91,7 @@ class Check:
     fields: tuple[Field, ...]
     predicate: Predicate
     requires: tuple[ControlFlag, ...] = ()
-    volatile: bool = False
+    outside: Outside = Outside.NOTHING
     qualification: int = 0
 
     def describe(self, context: CheckContext) -> str:

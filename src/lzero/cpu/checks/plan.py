@@ -8,8 +8,8 @@ written since the last entry that passed, and pass it::
     if failure is None:
         dirty = 0
 
-Rules that depend on memory or on the processor's state (``Check.volatile``) are evaluated at every run. The selection
-of rules for a mask is computed once and remembered.
+Rules that look at memory are evaluated at every run; those that look at the processor's state (the attributes of the
+context) when ``PROCESSOR_BIT`` is in the mask. The selection of rules for a mask is computed once and remembered.
 
 Fields that a VM exit saved from a guest that had been entered need no marking: the processor saves only states that
 these rules accept, and a rule that relates saved state to a control runs when the control is written.
@@ -23,10 +23,10 @@ from types import MappingProxyType
 from lzero.sdm.capabilities import VmxCapabilities
 from lzero.sdm.vmcs_fields import HIGH, VMCS_FIELDS, Width
 
-from .model import Check, CheckContext, CheckGroup, Failure, Predicate
+from .model import Check, CheckContext, CheckGroup, Failure, Outside, Predicate
 from .table import CHECKS
 
-__all__ = ["ALL_FIELDS", "FIELD_BIT", "CheckPlan", "field_mask", "run_checks"]
+__all__ = ["ALL_DIRTY", "FIELD_BIT", "PROCESSOR_BIT", "CheckPlan", "field_mask", "run_checks"]
 
 _REMEMBERED_MASKS = 1024
 
@@ -43,7 +43,10 @@ def _field_bits() -> Mapping[int, int]:
 FIELD_BIT: Mapping[int, int] = _field_bits()
 """The bit of each field in a dirty mask, by encoding; both halves of a 64-bit field have the same bit."""
 
-ALL_FIELDS = (1 << len(VMCS_FIELDS)) - 1
+PROCESSOR_BIT = 1 << len(VMCS_FIELDS)
+"""The bit of a dirty mask that says an attribute of the context changed: mode, current VMCS, SMM, Intel PT."""
+
+ALL_DIRTY = 2 * PROCESSOR_BIT - 1
 """The dirty mask that says nothing is known: every rule is evaluated."""
 
 
@@ -53,6 +56,11 @@ def field_mask(fields: Iterable[int]) -> int:
     for encoding in fields:
         mask |= FIELD_BIT[encoding]
     return mask
+
+
+def _inputs(check: Check) -> int:
+    mask = field_mask(int(field) for field in check.fields)
+    return mask | PROCESSOR_BIT if check.outside is Outside.PROCESSOR else mask
 
 
 class CheckPlan:
@@ -78,11 +86,13 @@ class CheckPlan:
             if check.group in wanted and all(capabilities.allows(flag) for flag in check.requires)
         )
         self._masks = tuple(
-            ALL_FIELDS if check.volatile else field_mask(int(field) for field in check.fields) for check in self.checks
+            field_mask(int(field) for field in check.fields)
+            | (PROCESSOR_BIT if check.outside is Outside.PROCESSOR else 0)
+            for check in self.checks
         )
         self._selected: dict[int, tuple[tuple[Predicate, Check], ...]] = {}
 
-    def run(self, context: CheckContext, dirty: int = ALL_FIELDS) -> Failure | None:
+    def run(self, context: CheckContext, dirty: int = ALL_DIRTY) -> Failure | None:
         """The first rule that fails among those that the dirty fields can have changed; None if all hold."""
         selected = self._selected.get(dirty)
         if selected is None:
@@ -103,7 +113,7 @@ class CheckPlan:
         chosen = tuple(
             (check.predicate, check)
             for check, mask in zip(self.checks, self._masks, strict=True)
-            if mask & dirty or check.volatile
+            if mask & dirty or check.outside is Outside.MEMORY
         )
         self._selected[dirty] = chosen
         return chosen

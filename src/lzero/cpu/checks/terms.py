@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from lzero.sdm.controls import ControlFlag, PinBased, ProcBased, ProcBased2, ProcBased3, VmEntry, VmExit
 from lzero.sdm.vmcs_fields import Field
 
-from .model import Check, CheckContext, CheckGroup, Predicate
+from .model import Check, CheckContext, CheckGroup, Outside, Predicate
 
 __all__ = ["Gate", "canonical", "fixed_bits", "gate", "page_address", "physical", "rule", "value_of"]
 
@@ -90,12 +90,12 @@ def rule(
     predicate: Predicate,
     *,
     when: ControlFlag | None = None,
-    volatile: bool = False,
+    outside: Outside = Outside.NOTHING,
     qualification: int = 0,
 ) -> Check:
     """A check of a group; it says something only while the control ``when`` is 1 if one is given."""
     if when is None:
-        return Check(id_, section, group, text, fields, predicate, (), volatile, qualification)
+        return Check(id_, section, group, text, fields, predicate, (), outside, qualification)
     opening = gate(when)
     is_set = opening.is_set
 
@@ -103,7 +103,7 @@ def rule(
         return not is_set(c) or predicate(c)
 
     inputs = tuple(dict.fromkeys((*opening.fields, *fields)))
-    return Check(id_, section, group, text, inputs, gated, (when,), volatile, qualification)
+    return Check(id_, section, group, text, inputs, gated, (when,), outside, qualification)
 
 
 def value_of(field: Field, test: Callable[[int], bool]) -> Predicate:
