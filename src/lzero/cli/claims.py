@@ -46,7 +46,7 @@ def claims(
     from lzero.dispatch.claims import EFFORT
     from lzero.dispatch.claims import QUICK as QUICK_EFFORT
     from lzero.dispatch.claims.answers import CLAIMS as KNOWN
-    from lzero.dispatch.claims.answers import answer_claims
+    from lzero.dispatch.claims.answers import across_compilers, answer_claims
     from lzero.dispatch.measure.host import describe_host
     from lzero.dispatch.measure.mitigations import mitigation_named
     from lzero.dispatch.plan_file import write_whole
@@ -78,6 +78,9 @@ def claims(
         typer.echo("")
         for line in _lines(answer, code):
             typer.echo(line)
+    compared = across_compilers(answers)
+    for line in ["", "C1 by compiler:", *compared] if compared else []:
+        typer.echo(line)
 
 
 @contextmanager
@@ -105,14 +108,15 @@ def _lines(answer: Answer, code: bool) -> Iterator[str]:
 
 
 def _row(comparison: Comparison) -> tuple[str, ...]:
-    ticks = comparison.ticks
+    from lzero.dispatch.claims.answers import ticks_text
+
     return (
         comparison.candidate,
         comparison.reference,
         comparison.profile,
         comparison.mode,
         str(comparison.ratio),
-        f"{ticks.value:+.1f} [{ticks.low:+.1f}, {ticks.high:+.1f}]",
+        ticks_text(comparison.ticks),
         "noise" if comparison.noise else "",
     )
 
