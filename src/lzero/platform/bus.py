@@ -132,6 +132,10 @@ class Bus:
         """Whether a device answers at a guest-physical address."""
         return gpa >> PAGE_SHIFT in self._mmio
 
+    def mmio_pages(self) -> list[int]:
+        """Guest-physical addresses of all pages that belong to a device."""
+        return [page << PAGE_SHIFT for page in sorted(self._mmio)]
+
     def mmio_read(self, gpa: int, size: int) -> int:
         """Read 1, 2, 4 or 8 bytes at a guest-physical address that is not RAM."""
         found = self._mmio.get(gpa >> PAGE_SHIFT)
