@@ -41,12 +41,11 @@ static enum outcome run(const struct workload *workload)
 {
 	uint64_t exits = 0, tsc;
 	bool correct = true, in_guest = true;
-	const char *where = option_text("where");
 
 	memset(&guest, 0, sizeof guest);
 	guest.workload = workload;
 	guest.iterations = option_value("count", workload->iterations);
-	if (where && word_is(where, "l1") && workload->natively)
+	if (list_has(option_text("where"), "l1") && workload->natively)
 		in_guest = false;
 	else if (!vmcs_possible(workload)) {
 		print("l1: %s skipped: the processor lacks a control for it\n", workload->name);
@@ -67,22 +66,6 @@ static enum outcome run(const struct workload *workload)
 	return correct ? CORRECT : WRONG;
 }
 
-/* Is NAME in the comma-separated list of run=? */
-static bool named(const char *name)
-{
-	const char *list = option_text("run");
-
-	while (list && *list && *list != ' ') {
-		if (word_is(list, name))
-			return true;
-		while (*list && *list != ' ' && *list != ',')
-			list++;
-		if (*list == ',')
-			list++;
-	}
-	return false;
-}
-
 int guest_main(void)
 {
 	unsigned outcomes[OUTCOMES] = { 0 };
@@ -98,7 +81,7 @@ int guest_main(void)
 	for (unsigned i = 0; i < workload_count; i++) {
 		const struct workload *workload = &workloads[i];
 
-		if (option_text("run") ? !named(workload->name) : workload->only_if_named)
+		if (option_text("run") ? !list_has(option_text("run"), workload->name) : workload->only_if_named)
 			continue;
 		outcomes[run(workload)]++;
 	}

@@ -104,13 +104,27 @@ uint64_t option_value(const char *name, uint64_t otherwise)
 	return value;
 }
 
-bool word_is(const char *text, const char *word)
+/* Does TEXT up to a blank or comma equal WORD? */
+static bool word_is(const char *text, const char *word)
 {
 	while (*word && *text == *word) {
 		text++;
 		word++;
 	}
 	return !*word && (*text == '\0' || *text == ' ' || *text == ',');
+}
+
+bool list_has(const char *list, const char *word)
+{
+	while (list && *list && *list != ' ') {
+		if (word_is(list, word))
+			return true;
+		while (*list && *list != ' ' && *list != ',')
+			list++;
+		if (*list == ',')
+			list++;
+	}
+	return false;
 }
 
 _Noreturn void leave(uint8_t value)

@@ -42,7 +42,7 @@ extern const char *command_line;
 bool option(const char *name);                                 /* is the bare word NAME there? */
 uint64_t option_value(const char *name, uint64_t otherwise);   /* NAME=VALUE, decimal or 0x… */
 const char *option_text(const char *name);                     /* the text after NAME=, or NULL */
-bool word_is(const char *text, const char *word);              /* text up to a blank or comma equals word */
+bool list_has(const char *list, const char *word);   /* is WORD in the comma-separated LIST, up to a blank? */
 void set_trap_handler(unsigned vector, trap_handler handler);  /* NULL: report and stop */
 struct gate interrupt_gate(const char *handler);
 _Noreturn void leave(uint8_t value);

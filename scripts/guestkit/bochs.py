@@ -79,5 +79,6 @@ def run(
     finally:
         bochs.kill()
         bochs.communicate()
-    log = (folder / "log.txt").read_text(errors="replace").splitlines()[-5:] if (folder / "log.txt").exists() else []
-    raise BochsError(f"no {until!r} on the console of {image.name} within {seconds} s: {console[-500:]!r} {log}")
+    log = folder / "log.txt"
+    panics = [line for line in log.read_text(errors="replace").splitlines() if line[11:12] == "p"] if log.exists() else []
+    raise BochsError(f"no {until!r} on the console of {image.name} within {seconds} s: {console[-500:]!r} {panics}")
