@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 
-__all__ = ["field_name", "reason_name"]
+__all__ = ["field_name", "field_number", "reason_name"]
 
 _SVM = 0x10000
 _UNKNOWN = 0xFFFF  # what readers store for a name nobody knows; SVM's -1 in 16 bits
@@ -32,3 +32,16 @@ def field_name(encoding: int) -> str:
 
     row = VMCS_FIELDS.get(encoding)
     return row.name if row is not None else f"0x{encoding:04x}"
+
+
+def field_number(name: str) -> int:
+    """Encoding of the VMCS field of that SDM or KVM name, in any case.
+
+    Raises
+    ------
+    KeyError
+        No such field.
+    """
+    from lzero.sdm.vmcs_fields import Field
+
+    return int(Field[name.upper()])

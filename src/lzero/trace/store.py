@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     import polars as pl
 
-__all__ = ["PartWriter", "is_store", "open_trace", "part_files", "to_frame"]
+__all__ = ["PartWriter", "export_table", "is_store", "open_trace", "part_files", "row_count", "to_frame"]
 
 _VERSION_KEY: Final = "lzero.trace.schema"
 _MAGIC: Final = b"PAR1"
@@ -64,9 +65,13 @@ class PartWriter:
 
     def write(self, rows: np.ndarray[Any, Any]) -> None:
         """Write a batch of rows as one complete part."""
+        self.write_frame(to_frame(rows))
+
+    def write_frame(self, frame: pl.DataFrame) -> None:
+        """Write a frame of the schema as one complete part."""
         part = self._parts / f"part-{self._count:06d}.parquet"
         temporary = part.with_suffix(".tmp")
-        to_frame(rows).write_parquet(temporary, compression="lz4", statistics=False, metadata=_metadata())
+        frame.write_parquet(temporary, compression="lz4", statistics=False, metadata=_metadata())
         os.replace(temporary, part)
         self._count += 1
 
@@ -106,8 +111,8 @@ class PartWriter:
 
 
 def is_store(path: Path) -> bool:
-    """Whether `path` is a finished, unfinished or partitioned trace of lzero's own."""
-    if path.is_dir() or path.with_name(path.name + ".parts").is_dir():
+    """Whether `path` is a trace of lzero's own: a file, a killed recording, or a folder with Parquet parts."""
+    if path.with_name(path.name + ".parts").is_dir() or path.is_dir() and any(path.rglob("*.parquet")):
         return True
     try:
         with path.open("rb") as file:
@@ -152,6 +157,40 @@ def open_trace(path: Path) -> pl.LazyFrame:
     for file in files:
         _check(file)
     return pl.scan_parquet(files).select(COLUMN_NAMES)
+
+
+def row_count(path: Path) -> int:
+    """Number of rows of a stored trace."""
+    import polars as pl
+
+    return int(open_trace(path).select(pl.len()).collect().item())
+
+
+def export_table(inputs: Iterator[pl.LazyFrame], target: Path, *, csv: bool) -> int:
+    """Write rows as CSV or Parquet; the file appears when it is complete. Returns the number of rows."""
+    import polars as pl
+
+    temporary = target.with_name(target.name + ".tmp")
+    count = 0
+    try:
+        if csv:
+            with temporary.open("wb") as file:
+                for frame in inputs:
+                    part = frame.collect()
+                    part.write_csv(file, include_header=count == 0)
+                    count += part.height
+            os.replace(temporary, target)
+        else:
+            with PartWriter(target, visible=False) as writer:
+                for frame in inputs:
+                    part = frame.collect()
+                    writer.write_frame(part.cast(polars_schema()))
+                    count += part.height
+    except pl.exceptions.PolarsError as error:
+        raise UsageError(f"cannot write {target}: {error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return count
 
 
 def _check(file: Path) -> None:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 from lzero.trace.aggregates import Aggregates, Totals
 from lzero.trace.names import reason_name
 
-__all__ = ["causes_lines", "exit_table"]
+if TYPE_CHECKING:
+    from lzero.trace.breakdown import Breakdown
+
+__all__ = ["breakdown_table", "causes_lines", "exit_table"]
 
 _SINGLE_COLUMNS = ("VMREAD", "VMWRITE", "VMRESUME")
 
@@ -24,27 +30,46 @@ def exit_table(aggregates: Aggregates) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def breakdown_table(breakdown: Breakdown, top: int = 0) -> str:
+    """The totals of a breakdown, a part per level; only the first `top` rows of each when `top` is not 0."""
+    parts = []
+    for level in sorted({level for level, _, _ in breakdown.rows}) or [1]:
+        rows = [(name, totals) for row_level, name, totals in breakdown.rows if row_level == level]
+        whole = Totals()
+        for _, totals in rows:
+            whole.merge(totals)
+        shown = rows[:top] if top else rows
+        hidden = f" ({len(rows) - len(shown)} more rows)" if len(shown) < len(rows) else ""
+        parts.append("\n".join(_table(f"Exits of L{level} by {breakdown.by}:{hidden}", shown, whole)))
+    return "\n\n".join(parts) + "\n"
+
+
 def _level_table(aggregates: Aggregates, level: int) -> str:
     whole = aggregates.total(level)
     rows = sorted(
         ((reason_name(code), totals) for (row_level, code), totals in aggregates.exits.items() if row_level == level),
         key=lambda row: (-row[1].count, row[0]),
     )
-    width = max([20, *(len(name) for name, _ in rows)])
-    lines = [
-        f"Exits of L{level}:",
-        "",
-        f"{'VM-EXIT':>{width}} {'Samples':>10} {'Samples%':>9} {'Time%':>9}"
-        f" {'Min Time':>11} {'Max Time':>11} {'Avg time':>11}",
-        "",
-    ]
-    lines += [_line(name, totals, whole, width) for name, totals in rows]
-    lines += ["", f"Total Samples:{whole.count}, Total events handled time:{whole.total_ns / 1000:.2f}us."]
+    lines = _table(f"Exits of L{level}:", rows, whole)
     served = sorted(
         (reason_name(code), count) for (row_level, code), count in aggregates.by_processor.items() if row_level == level
     )
     lines += [f"{name}: {count} more served by the processor without an exit (shadow VMCS)." for name, count in served]
     return "\n".join(lines)
+
+
+def _table(title: str, rows: Sequence[tuple[str, Totals]], whole: Totals) -> list[str]:
+    width = max([20, *(len(name) for name, _ in rows)])
+    return [
+        title,
+        "",
+        f"{'VM-EXIT':>{width}} {'Samples':>10} {'Samples%':>9} {'Time%':>9}"
+        f" {'Min Time':>11} {'Max Time':>11} {'Avg time':>11}",
+        "",
+        *(_line(name, totals, whole, width) for name, totals in rows),
+        "",
+        f"Total Samples:{whole.count}, Total events handled time:{whole.total_ns / 1000:.2f}us.",
+    ]
 
 
 def _line(name: str, totals: Totals, whole: Totals, width: int) -> str:

@@ -49,7 +49,7 @@ _BPFTRACE: Final = re.compile(rb"^@\w*\[[^\]\n]+\]: \d+", re.MULTILINE)
 _PERF_KVM: Final = re.compile(rb"^\s*(?:VM-EXIT|Event name)\s+Samples\s+(?:Samples%|Sample%)", re.MULTILINE)
 _BCC: Final = re.compile(rb"^\s*(?:PID\s+)?(?:TID\s+|VCPU(?:ID)?\s+)?(?:PID\s+)?KVM_EXIT_REASON\s+COUNT", re.MULTILINE)
 _KVM_STAT: Final = re.compile(rb"^\s*kvm_exit\(\w+\)\s+\d+", re.MULTILINE)
-_CSV: Final = re.compile(rb"\A(?:\xef\xbb\xbf)?[\"\w ]+([,;\t])[\"\w ,;\t%]*\r?\n")
+_CSV: Final = re.compile(rb"\A(?:\xef\xbb\xbf)?[\"\w -]+([,;\t])[\"\w ,;\t%-]*\r?\n")
 
 
 @dataclass(slots=True)

@@ -32,9 +32,10 @@ def trace_names() -> dict[str, tuple[Isa, int]]:
 def reason_number(text: str) -> tuple[Isa, int] | None:
     """Numbering and number of a reason as a trace prints it, ``None`` when nobody knows the name.
 
-    A number (``0x4b`` or ``75``) is taken as VMX's up to 255 and as SVM's above, where VMX defines none.
+    KVM's macro name (``EXIT_REASON_HLT``, as bcc prints) stands for the name. A number (``0x4b`` or ``75``) is
+    taken as VMX's up to 255 and as SVM's above, where VMX defines none.
     """
-    text = text.strip()
+    text = text.strip().removeprefix("EXIT_REASON_")
     known = trace_names().get(text)
     if known is not None:
         return known
