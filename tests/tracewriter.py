@@ -1,7 +1,7 @@
-"""Write perf.data and trace.dat from small typed records, byte for byte as the tools do, so that a test can damage one thing.
+"""Write perf.data and trace.dat from small typed records, as the tools do, so that a test can damage one thing.
 
-The formats are those of ``perf.data-file-format.txt`` and of trace-cmd.dat(5); ``perf script`` and ``trace-cmd report`` read what is
-written here, which ``tests/trace_binary`` checks where the tools are installed.
+The formats are those of ``perf.data-file-format.txt`` and of trace-cmd.dat(5). ``perf script`` and ``trace-cmd report``
+read what is written here, which ``tests/trace_binary`` checks where the tools are installed.
 """
 
 from __future__ import annotations

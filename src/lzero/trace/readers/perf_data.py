@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, Final, cast
 import numpy as np
 
 from lzero.errors import TraceFormatError
-from lzero.trace.readers.binary.cursor import Cursor, seekable
+from lzero.trace.readers.binary.cursor import Cursor, go_to, seekable
 from lzero.trace.readers.binary.fields import Buffer, Indices, Rows, plan_events
 from lzero.trace.readers.binary.formats import read_metadata
 from lzero.trace.readers.binary.ordering import TimeOrder
@@ -86,7 +86,7 @@ def read_perf_data(stream: BinaryIO, diagnosis: Diagnosis, chunk_bytes: int = CH
         header = read_file_header(data, source)
         _require_formats(header, source)
         base = header.data_offset
-        data.seek(base)
+        go_to(data, base, source, "samples")
     yield from _Reader(header, data, base, diagnosis, chunk_bytes).events()
 
 
@@ -133,6 +133,7 @@ class _Reader:
         """All events of the stream."""
         while self._window.fill(self._source):
             yield from self._records(self._window)
+        yield from self._records(self._unpacked)
         for window in (self._window, self._unpacked):
             if window.used:
                 self._diagnosis.problem("truncated record", window.where())
@@ -156,7 +157,12 @@ class _Reader:
                 yield from _some(self._order.release(self._safe_until))
                 yield from _some(self._order.overflow())
             window.consume(8 * walk.end)
-            if not walk.stopped or not self._special(window):
+            if not walk.stopped:
+                return
+            more = self._special(window)
+            if self._unpacked.used >= MIN_WINDOW and window is self._window:
+                yield from self._records(self._unpacked)
+            if not more:
                 return
 
     def _ordinary(self, buffer: Buffer, starts: Indices, window: Window) -> None:
@@ -196,12 +202,17 @@ class _Reader:
         """Deal with the record at the window's start, at which the walk stopped; False when it is not there as a
         whole yet.
         """
-        head = window.peek(16)
-        kind, _, size = struct.unpack_from("<IHH", head)
-        if size >= 8 and kind in _SPECIAL | {_FINISHED_ROUND} or (size >= 8 and kind >= _HEADER_ATTR):
-            if window.used < size:
+        kind, _, size = struct.unpack("<IHH", window.peek(8))
+        while size >= 8 and (kind in _SPECIAL or kind >= _HEADER_ATTR):
+            if window.used < size or not self._describing(window, kind, size):
                 return False
-            return self._describing(window, kind, size)
+            if window.used < 8:
+                return False
+            packed = kind in (_COMPRESSED, _COMPRESSED2)
+            kind, _, size = struct.unpack("<IHH", window.peek(8))
+            # Packed records come in rows; walking the window anew for each would move all that follows it.
+            if not packed or kind not in (_COMPRESSED, _COMPRESSED2) or self._unpacked.used >= MIN_WINDOW:
+                return True
         start = window.where()
         skipped = 8 * next_plausible(window.held().view("<u8"), 1)
         self._diagnosis.problem("impossible record", start, f"a record of type {kind} and {size} bytes is none")

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lzero.errors import TraceFormatError
-from lzero.trace.readers.binary.cursor import seekable
+from lzero.trace.readers.binary.cursor import go_to, seekable
 from lzero.trace.readers.binary.fields import Buffer, EventPlan, Indices, RowMatrix, Rows, plan_events
 from lzero.trace.readers.binary.formats import TRACING_MAGIC
 from lzero.trace.readers.binary.ordering import TimeOrder
@@ -204,7 +204,7 @@ class _CpuStream:
         done = 0
         while done < self._place.size:
             start = self._place.offset + done
-            self._file.seek(start)
+            go_to(self._file, start, self._diagnosis.source, "pages")
             wanted = min(self._block, self._place.size - done)
             data = self._file.read(wanted)
             done += wanted
@@ -219,20 +219,21 @@ class _CpuStream:
     def _packed(self, unpack: Callable[[bytes, int], bytes]) -> Iterator[tuple[bytes, Callable[[int], str]]]:
         """Chunks, each packed by itself."""
         offset = self._place.offset
-        end = offset + self._place.size
-        self._file.seek(offset)
+        go_to(self._file, offset, self._diagnosis.source, "pages")
         (count,) = struct.unpack("<I", self._file.read(4).ljust(4, b"\0"))
         offset += 4
         for number in range(count):
             self._file.seek(offset)
             head = self._file.read(8)
             packed, unpacked = struct.unpack("<II", head.ljust(8, b"\0"))
-            if len(head) < 8 or offset + 8 + packed > end or unpacked > _MAX_PACKED_CHUNK:
-                what = f"chunk {number} of CPU {self._place.cpu} reaches over its data"
+            body = self._file.read(packed) if unpacked <= _MAX_PACKED_CHUNK else b""
+            # The size that the file gives for the CPU leaves out the chunks' headers, so it bounds nothing.
+            if len(head) < 8 or len(body) < packed or unpacked > _MAX_PACKED_CHUNK:
+                what = f"chunk {number} of {count} of CPU {self._place.cpu} is cut short"
                 self._diagnosis.problem("truncated file", f"offset {offset:#x}", what)
                 return
             try:
-                data = unpack(self._file.read(packed), unpacked)
+                data = unpack(body, unpacked)
             except TraceFormatError as error:
                 self._diagnosis.problem("damaged compressed chunk", f"offset {offset:#x}", str(error))
                 data = b""

@@ -9,7 +9,7 @@ from typing import BinaryIO, cast
 
 from lzero.errors import TraceFormatError
 
-__all__ = ["Cursor", "seekable"]
+__all__ = ["Cursor", "go_to", "seekable"]
 
 _COPY_BYTES = 1 << 20
 
@@ -64,6 +64,13 @@ class Cursor:
             raise TraceFormatError(f"{self.source}: offset {where:#x}: {what} does not end within {limit} bytes")
         text = self.take(end + 1, what)[:-1]
         return text.decode("ascii", "backslashreplace")
+
+
+def go_to(stream: BinaryIO, offset: int, source: str, what: str) -> None:
+    """Seek to an offset that the file itself gave."""
+    if offset >= 1 << 62:
+        raise TraceFormatError(f"{source}: {what} at offset {offset:#x}: the file is damaged")
+    stream.seek(offset)
 
 
 def seekable(stream: BinaryIO) -> BinaryIO:

@@ -116,7 +116,7 @@ class RowMatrix:
 
 def take_rows(rows: Rows, order: NDArray[np.int64]) -> Rows:
     """``rows[order]``, several times faster than numpy copies structures one by one."""
-    words = rows.view(np.uint32).reshape(rows.size, -1)
+    words = rows.view(np.uint32).reshape(rows.size, _DTYPE.itemsize // 4)
     return words.take(order, axis=0).view(_DTYPE).reshape(-1)
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import BinaryIO, Final
 
 from lzero.errors import TraceFormatError
-from lzero.trace.readers.binary.cursor import Cursor
+from lzero.trace.readers.binary.cursor import Cursor, go_to
 from lzero.trace.readers.binary.formats import EventFormat, read_metadata
 
 __all__ = ["Attribute", "PerfHeader", "SampleLayout", "parse_attribute", "read_file_header"]
@@ -150,7 +150,7 @@ def read_file_header(file: BinaryIO, source: str) -> PerfHeader:
 def _block(file: BinaryIO, source: str, offset: int, size: int, what: str) -> Cursor:
     if size > _MAX_METADATA:
         raise TraceFormatError(f"{source}: {what} of {size} bytes: the file is damaged")
-    file.seek(offset)
+    go_to(file, offset, source, what)
     data = file.read(size)
     if len(data) < size:
         raise TraceFormatError(

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import BinaryIO, Final
 
 from lzero.errors import TraceFormatError
-from lzero.trace.readers.binary.cursor import Cursor
+from lzero.trace.readers.binary.cursor import Cursor, go_to
 from lzero.trace.readers.binary.formats import (
     TRACING_MAGIC,
     TracingMetadata,
@@ -240,7 +240,7 @@ class _Version7:
         raise TraceFormatError(f"{self.source}: its option sections form a ring: the file is damaged")
 
     def _section(self, offset: int, what: str) -> Cursor:
-        self.file.seek(offset)
+        go_to(self.file, offset, self.source, what)
         head = Cursor(self.file.read(16), self.source, offset)
         head.u16("section id")
         flags = head.u16("section flags")
@@ -278,7 +278,7 @@ class _Version7:
             raise TraceFormatError(f"{self.source}: {cpus} CPUs: the file is damaged")
         if clock:
             header.clock = Clock(clock, header.clock.multiplier, header.clock.shift, header.clock.offset)
-        self.file.seek(section)
+        go_to(self.file, section, self.source, "buffer section")
         head = self.file.read(16)
         if len(head) < 16:
             raise TraceFormatError(f"{self.source}: offset {section:#x}: truncated: the buffer section is cut short")
