@@ -193,6 +193,21 @@ class Engine:
 
         binding.uclib.tlb_flush_x86_64(C.c_void_p(self._cpu))
 
+    def translate(self, linear: int, *, write: bool) -> int | None:
+        """Physical address of a linear one for a supervisor access; None where it would fault."""
+        physical = self._native.functions.lz_translate(self._machine, linear, 2 if write else 1)
+        return None if physical == 2**64 - 1 else int(physical)
+
+    def walk_guest(self, linear: int, *, write: bool) -> int | None:
+        """Guest-physical address of a linear one for a supervisor access; None where it would fault."""
+        physical = self._native.functions.lz_walk_guest(self._machine, linear, 2 if write else 1)
+        return None if physical == 2**64 - 1 else int(physical)
+
+    def translate_physical(self, guest_physical: int) -> int | None:
+        """Physical address of a guest-physical one for a read; None where EPT does not allow it."""
+        physical = self._native.functions.lz_translate_physical(self._machine, guest_physical)
+        return None if physical == 2**64 - 1 else int(physical)
+
     def run(self) -> None:
         """Enter the guest; returns after a trap handler asked to stop.
 

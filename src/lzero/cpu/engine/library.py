@@ -90,6 +90,9 @@ def _declare(native: C.CDLL) -> None:
         "lz_add_region": (C.c_int, [p, u64, u64, p]),
         "lz_set_vmcs": (None, [p, p]),
         "lz_run": (C.c_int, [p]),
+        "lz_translate": (u64, [p, u64, C.c_uint32]),
+        "lz_walk_guest": (u64, [p, u64, C.c_uint32]),
+        "lz_translate_physical": (u64, [p, u64]),
     }
     for name, (result, arguments) in signatures.items():
         function = getattr(native, name)

@@ -10,14 +10,23 @@ uint64_t lz_host_ns(void)
     return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
 
-uint64_t lz_tsc(struct lz_machine *m)
+static uint64_t raw_tsc(const struct lz_machine *m)
 {
     if (m->s.host_clock) {
         unsigned __int128 ns = lz_host_ns() - m->s.host_start_ns;
-        return m->s.tsc_base + (uint64_t)(ns * m->s.host_tsc_per_ns >> 32) + m->s.tsc_offset;
+        return m->s.tsc_base + (uint64_t)(ns * m->s.host_tsc_per_ns >> 32);
     }
     unsigned __int128 blocks = m->s.blocks + m->s.armed - m->s.budget;
-    return m->s.tsc_base + (uint64_t)(blocks * m->s.tsc_per_block >> 16) + m->s.tsc_offset;
+    return m->s.tsc_base + (uint64_t)(blocks * m->s.tsc_per_block >> 16);
+}
+
+/* As RDTSC reads it: scaled, then offset (SDM 3C 26.3). */
+uint64_t lz_tsc(struct lz_machine *m)
+{
+    uint64_t tsc = raw_tsc(m);
+    if (m->s.tsc_multiplier != 1ull << 48)
+        tsc = (uint64_t)((unsigned __int128)tsc * m->s.tsc_multiplier >> 48);
+    return tsc + m->s.tsc_offset;
 }
 
 static void expire(struct lz_machine *m)

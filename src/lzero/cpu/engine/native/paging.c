@@ -336,11 +336,61 @@ bool x86_cpu_tlb_fill_x86_64(void *cpu, uint64_t va, int size, int kind, int mmu
     return true;
 }
 
+/* Walks on behalf of L0 leave the description of the last failed access alone. */
+struct kept_fault {
+    uint64_t gpa, gla, qualification, ept_entry;
+};
+
+static struct kept_fault keep_fault(const struct lz_machine *m)
+{
+    return (struct kept_fault){m->s.gpa, m->s.gla, m->s.qualification, m->s.ept_entry};
+}
+
+static void restore_fault(struct lz_machine *m, struct kept_fault kept)
+{
+    m->s.gpa = kept.gpa;
+    m->s.gla = kept.gla;
+    m->s.qualification = kept.qualification;
+    m->s.ept_entry = kept.ept_entry;
+}
+
+/* Translate as a supervisor access of this kind would, without faulting; ~0 where it would fault. */
+uint64_t lz_translate(struct lz_machine *m, uint64_t linear, uint32_t kind)
+{
+    struct access a = {.m = m, .va = linear, .kind = kind};
+    struct translation t;
+    struct ept_leaf leaf;
+    struct kept_fault kept = keep_fault(m);
+    bool failed = translate(&a, &t, &leaf);
+    restore_fault(m, kept);
+    return failed ? ~0ull : leaf.hpa;
+}
+
+/* The guest's own tables only: the guest-physical address, whatever EPT says about it; ~0 for a page fault. */
+uint64_t lz_walk_guest(struct lz_machine *m, uint64_t linear, uint32_t kind)
+{
+    struct access a = {.m = m, .va = linear, .kind = kind};
+    struct translation t = {.gpa = (uint32_t)linear};
+    struct kept_fault kept = keep_fault(m);
+    bool failed = (E64(cr0) >> 31 & 1) && guest_walk(&a, &t);
+    restore_fault(m, kept);
+    return failed ? ~0ull : t.gpa;
+}
+
 /* The byte at a linear address as a supervisor read would find it; null where it would fault. */
 uint8_t *lz_peek(struct lz_machine *m, uint64_t linear)
 {
-    struct access a = {.m = m, .va = linear, .kind = READ};
-    struct translation t;
+    uint64_t hpa = lz_translate(m, linear, READ);
+    return hpa == ~0ull ? 0 : lz_host(m, hpa);
+}
+
+/* A guest-physical address through EPT, for a read; ~0 where EPT does not allow it. */
+uint64_t lz_translate_physical(struct lz_machine *m, uint64_t gpa)
+{
+    struct access a = {.m = m, .va = gpa, .kind = READ};
     struct ept_leaf leaf;
-    return translate(&a, &t, &leaf) ? 0 : lz_host(m, leaf.hpa);
+    struct kept_fault kept = keep_fault(m);
+    bool failed = ept_walk(&a, gpa, READ, false, &leaf);
+    restore_fault(m, kept);
+    return failed ? ~0ull : leaf.hpa;
 }

@@ -48,6 +48,7 @@ static void save_segments(struct lz_machine *m)
         v[V_GUEST_ES_LIMIT + i] = s->limit;
         v[V_GUEST_ES_ACCESS_RIGHTS + i] = ((s->flags >> 8) & 0xf0ff) | (usable || i == SEGMENT_TR ? 0 : UNUSABLE);
     }
+    v[V_GUEST_TR_ACCESS_RIGHTS] |= 2; /* busy, which the engine notes in the descriptor in memory only */
 }
 
 static void load_segments(struct lz_machine *m)

@@ -88,11 +88,35 @@ static void enter(struct lz_machine *m)
     }
 }
 
+/* The bytes at RIP, for the decoder; what cannot be fetched reads as zero. */
+static void fetch_instruction(struct lz_machine *m)
+{
+    const char *cs = (char *)m->env + lz_layout.segs + lz_layout.segment_stride;
+    uint32_t hflags = E32(hflags);
+    uint64_t linear = E64(eip) + (hflags & HF_CS64 ? 0 : *(const uint64_t *)(cs + 8));
+    if (!(hflags & HF_CS64))
+        linear = (uint32_t)linear;
+    uint8_t bytes[16] = {0};
+    const uint8_t *first = lz_peek(m, linear);
+    unsigned in_page = 0x1000 - (linear & 0xfff);
+    if (first) {
+        unsigned count = in_page < 15 ? in_page : 15;
+        __builtin_memcpy(bytes, first, count);
+        const uint8_t *second = count < 15 ? lz_peek(m, linear + count) : 0;
+        if (second)
+            __builtin_memcpy(bytes + count, second, 15 - count);
+    }
+    __builtin_memcpy(&m->s.instruction_low, bytes, 16);
+    m->s.code_bits = hflags & HF_CS64 ? 64 : hflags & HF_CS32 ? 32 : 16;
+}
+
 static void trap(struct lz_machine *m, uint32_t code)
 {
     m->s.traps++;
     m->in_delivery = false;
     lz_save_guest(m);
+    if (code < TRAP_EXPIRED || code == TRAP_EPT_VIOLATION || code == TRAP_EPT_MISCONFIG || code >= TRAP_RDRAND)
+        fetch_instruction(m);
     uint32_t action = m->trap(code);
     m->s.delivering = 0;
     if (action == LZ_ENTER) {

@@ -1,0 +1,598 @@
+"""The processor: executes a guest under a VMCS until the next VM exit (SDM 3C chapters 26 to 28).
+
+L0 drives it through VMX only: it fills a VMCS with :meth:`Processor.vmwrite`, enters with :meth:`Processor.run` and is
+called at each VM exit, as hardware jumps to HOST_RIP; returning true is VMRESUME (or VMLAUNCH) of the then current
+VMCS. The guest's general-purpose registers stay where the guest left them, in :attr:`Processor.gpr`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from lzero.cpu import control_registers, intercepts
+from lzero.cpu.clock import ProcessorClock
+from lzero.cpu.configuration import Configuration, configure
+from lzero.cpu.engine import Action, Engine
+from lzero.cpu.checks import Failure
+from lzero.cpu.entry import VmFailure, check_entry, eptp_valid
+from lzero.cpu.instruction import Instruction, InstructionCache, Mnemonic
+from lzero.cpu.memory import PhysicalMemory
+from lzero.cpu.shadow import shadow_access
+from lzero.cpu.virtual_apic import VirtualApic
+from lzero.cpu.vmcs import FIELD_POSITION, WRITE_PLAN, Changed, Vmcs
+from lzero.errors import EngineError, GuestFault
+from lzero.sdm.capabilities import VmxCapabilities
+from lzero.sdm.controls import PinBased, ProcBased, ProcBased2, VmEntry, VmExit
+from lzero.sdm.exit_reasons import ExitReason
+from lzero.sdm.registers import Efer
+from lzero.sdm.vmcs_fields import Field
+
+__all__ = ["ExitHandler", "Processor"]
+
+_P = FIELD_POSITION
+_RIP, _RSP, _RFLAGS = _P[Field.GUEST_RIP], _P[Field.GUEST_RSP], _P[Field.GUEST_RFLAGS]
+_REASON, _QUALIFICATION = _P[Field.EXIT_REASON], _P[Field.EXIT_QUALIFICATION]
+_LENGTH, _INFORMATION = _P[Field.VM_EXIT_INSTRUCTION_LENGTH], _P[Field.VM_EXIT_INSTRUCTION_INFORMATION]
+_INTERRUPTION = _P[Field.VM_EXIT_INTERRUPTION_INFORMATION]
+_INTERRUPTION_ERROR = _P[Field.VM_EXIT_INTERRUPTION_ERROR_CODE]
+_VECTORING, _VECTORING_ERROR = _P[Field.IDT_VECTORING_INFORMATION], _P[Field.IDT_VECTORING_ERROR_CODE]
+_LINEAR, _PHYSICAL = _P[Field.GUEST_LINEAR_ADDRESS], _P[Field.GUEST_PHYSICAL_ADDRESS]
+_ENTRY_EVENT = _P[Field.VM_ENTRY_INTERRUPTION_INFORMATION]
+_ENTRY_ERROR = _P[Field.VM_ENTRY_EXCEPTION_ERROR_CODE]
+_ENTRY_LENGTH = _P[Field.VM_ENTRY_INSTRUCTION_LENGTH]
+_ENTRY_CONTROLS = _P[Field.VM_ENTRY_CONTROLS]
+_ACTIVITY, _BLOCKING = _P[Field.GUEST_ACTIVITY_STATE], _P[Field.GUEST_INTERRUPTIBILITY_STATE]
+_TIMER = _P[Field.VMX_PREEMPTION_TIMER_VALUE]
+_EFER, _CS_RIGHTS = _P[Field.GUEST_IA32_EFER], _P[Field.GUEST_CS_ACCESS_RIGHTS]
+_SEGMENT_BASE = [_P[Field.GUEST_ES_BASE] + n for n in range(6)]
+_VALID = 1 << 31
+_M64 = (1 << 64) - 1
+_STOP, _ENTER = int(Action.STOP), int(Action.ENTER)
+_TIMER_SHIFT = 5
+_IA32E_MODE = int(VmEntry.IA32E_MODE_GUEST)
+
+
+class ExitHandler(Protocol):
+    """L0's entry point; see :meth:`Processor.run`."""
+
+    def __call__(self, exit_reason: int, /) -> bool:
+        """Handle the exit; true to enter the current VMCS again, false to stop."""
+        ...
+
+
+class Processor:
+    """One logical processor in VMX root operation.
+
+    Parameters
+    ----------
+    capabilities:
+        The VMX features it has; they drive the VM-entry checks.
+    tsc_hz:
+        Frequency of the TSC.
+    host_clock:
+        Let time follow the host's clock instead of the blocks executed.
+
+    Raises
+    ------
+    EngineError
+        The engine is missing or not the supported version.
+    """
+
+    def __init__(self, capabilities: VmxCapabilities, *, tsc_hz: int = 1_000_000_000, host_clock: bool = False) -> None:
+        self.capabilities = capabilities
+        self.engine = Engine(self._on_trap)
+        self.clock = ProcessorClock(self.engine, tsc_hz, host=host_clock)
+        self.memory = PhysicalMemory(self.engine)
+        self.gpr = self.engine.gpr
+        self.poll: Callable[[], None] | None = None
+        self.shadow_vmcs: Vmcs | None = None
+        self.on_shadow_access: Callable[[int, int], None] | None = None
+        self.apic = VirtualApic(self)
+        slot = self.engine.slot
+        self._slots = self.engine.slots
+        self._slots[slot["maxphyaddr"]] = capabilities.physical_address_width
+        self._slot = slot
+        self._delivering = slot["delivering"]
+        self._low, self._high, self._bits = slot["instruction_low"], slot["instruction_high"], slot["code_bits"]
+        self._cr2 = self.engine.word("cr2")
+        self._instructions = InstructionCache()
+        self._traps = intercepts.table(self)
+        self._host: ExitHandler = _no_host
+        self._raised: BaseException | None = None
+        self.last_failure: Failure | None = None
+        self._timer_deadline: int | None = None
+        self._first_pause = self._last_pause = 0
+        self._spaces: dict[tuple[int, int], int] = {}
+        self._flushes = 0
+        self.current = Vmcs()
+        self.vmptrld(self.current)
+
+    # --- VMX instructions ------------------------------------------------------------------------------------
+
+    def vmclear(self, vmcs: Vmcs) -> None:
+        """VMCLEAR: the launch state becomes clear."""
+        vmcs.launched = False
+
+    def vmptrld(self, vmcs: Vmcs) -> None:
+        """VMPTRLD: make a VMCS current."""
+        self.current = vmcs
+        self.words = vmcs.words
+        self.engine.set_vmcs(vmcs.buffer)
+        if isinstance(vmcs.configuration, Configuration):
+            self.configuration = vmcs.configuration
+            self._apply(vmcs.configuration)
+        else:
+            self.configuration = configure(vmcs.words)
+
+    def vmread(self, field: int) -> int:
+        """VMREAD of a field of the current VMCS, by encoding."""
+        return self.words[FIELD_POSITION[field]]
+
+    def vmwrite(self, field: int, value: int) -> None:
+        """VMWRITE of a field of the current VMCS; bits beyond the field's width are dropped."""
+        where, mask, changes = WRITE_PLAN[field]
+        self.words[where] = value & mask
+        if changes:
+            self.current.changed |= changes
+
+    def invept(self) -> None:
+        """INVEPT, INVVPID: drop cached translations."""
+        self._flushes += 1
+        self._spaces.clear()
+        self._set_space()
+
+    flush_translations = invept
+
+    def run(self, host: ExitHandler) -> None:
+        """VMLAUNCH or VMRESUME the current VMCS, and again after each exit until `host` returns false.
+
+        Parameters
+        ----------
+        host:
+            Called with the EXIT_REASON field at each VM exit.
+
+        Raises
+        ------
+        VmFailure
+            An entry failed the checks on controls or host state.
+        EngineError
+            The engine broke down.
+        """
+        self._host, self._raised = host, None
+        if self._enter() == _ENTER:
+            self.engine.run()
+        if self._raised is not None:
+            raise self._raised
+
+    def close(self) -> None:
+        """Release the engine."""
+        self.engine.close()
+
+    def rdmsr(self, name: str) -> int:
+        """RDMSR of a register that the guest shares with L0, by its name in ``engine/native/layout.def``."""
+        if name == "tsc_aux":
+            return self._slots[self._slot["tsc_aux"]]
+        return self.engine.state[self.engine.word(name)]
+
+    def wrmsr(self, name: str, value: int) -> None:
+        """WRMSR of a register that the guest shares with L0."""
+        if name == "tsc_aux":
+            self._slots[self._slot["tsc_aux"]] = value
+        else:
+            self.engine.state[self.engine.word(name)] = value & _M64
+
+    # --- VM entry ----------------------------------------------------------------------------------------------
+
+    def _enter(self) -> int:
+        """Check and load; on failed guest-state checks the host sees exit reason 33 at once."""
+        vmcs, words = self.current, self.words
+        if vmcs.changed:
+            failure = check_entry(self, vmcs)
+            if failure is not None:
+                return self._entry_failed(failure)
+            if vmcs.changed & Changed.CONTROLS:
+                vmcs.configuration = self.configuration = configure(words)
+                self._apply(self.configuration)
+            vmcs.changed = 0
+        vmcs.launched = True
+        event = words[_ENTRY_EVENT]
+        slots, slot = self._slots, self._slot
+        if event & _VALID:
+            slots[slot["entry_event"]] = event
+            slots[slot["entry_error"]] = words[_ENTRY_ERROR]
+            slots[slot["entry_length"]] = words[_ENTRY_LENGTH]
+            words[_ENTRY_EVENT] = event & ~_VALID
+            words[_ACTIVITY] = 0
+        self._arm_timer()
+        if words[_ACTIVITY]:
+            return self._halted()
+        return _ENTER
+
+    def _entry_failed(self, failure: Failure) -> int:
+        self.last_failure = failure
+        if failure.exit_reason is None:
+            raise VmFailure(failure)
+        self.words[_REASON] = failure.exit_reason
+        self.words[_QUALIFICATION] = failure.exit_qualification
+        return self._to_host(self.words[_REASON])
+
+    def _apply(self, configuration: Configuration) -> None:
+        slots, slot = self._slots, self._slot
+        for name, value in configuration.slots:
+            slots[slot[name]] = value
+        self._set_space()
+
+    def _set_space(self) -> None:
+        """Translations cached for one EPT pointer and VPID serve no other; see native/state.c."""
+        slots, slot = self._slots, self._slot
+        vpid = self.words[_P[Field.VPID]] if self.configuration.proc2 & ProcBased2.ENABLE_VPID else 0
+        key = (slots[slot["eptp"]], vpid)
+        space = self._spaces.get(key)
+        if space is None:
+            self._flushes += 1
+            space = self._spaces[key] = self._flushes
+        slots[slot["space"]] = space
+
+    def _arm_timer(self) -> None:
+        if self.configuration.pin & PinBased.ACTIVATE_VMX_PREEMPTION_TIMER:
+            ticks = self.words[_TIMER] << _TIMER_SHIFT
+            nanoseconds = ticks * 1_000_000_000 // self.clock.tsc_hz
+            self._timer_deadline = self.clock.now_ns() + nanoseconds
+            self.clock.arm(nanoseconds)
+        elif self._timer_deadline is not None:
+            self._timer_deadline = None
+            self.clock.arm(None)
+
+    def _halted(self) -> int:
+        """The HLT activity state: nothing runs until an event; time passes at once (SDM 3C 27.7.2)."""
+        if self._timer_deadline is not None:
+            self.clock.skip(max(0, self._timer_deadline - self.clock.now_ns()))
+            return self.vm_exit(ExitReason.PREEMPTION_TIMER)
+        raise GuestFault(
+            f"the guest waits for an event that cannot come (activity state {self.words[_ACTIVITY]}, no preemption timer) "
+            f"at RIP {self.words[_RIP]:#x}"
+        )
+
+    # --- traps and VM exits -------------------------------------------------------------------------------------
+
+    def _on_trap(self, code: int) -> int:
+        """Called by the engine; must not raise."""
+        try:
+            action = self._traps[code]()
+            return _STOP if self._raised is not None else int(action)
+        except BaseException as error:  # noqa: BLE001 - nothing may unwind through the engine's frames
+            self._raised = error
+            return _STOP
+
+    def vm_exit(
+        self,
+        reason: int,
+        qualification: int = 0,
+        *,
+        length: int = 0,
+        information: int = 0,
+        interruption: int = 0,
+        interruption_error: int = 0,
+        guest_linear_address: int = 0,
+        guest_physical_address: int = 0,
+    ) -> int:
+        """Record a VM exit in the current VMCS (SDM 3C 28.2) and give control to the host."""
+        words, slots = self.words, self._slots
+        words[_REASON] = reason
+        words[_QUALIFICATION] = qualification
+        words[_LENGTH] = length
+        words[_INFORMATION] = information
+        words[_INTERRUPTION] = interruption
+        words[_INTERRUPTION_ERROR] = interruption_error
+        words[_LINEAR] = guest_linear_address
+        words[_PHYSICAL] = guest_physical_address
+        delivering = slots[self._delivering]
+        words[_VECTORING] = delivering
+        if delivering:
+            self._record_vectoring(delivering)
+        if words[_BLOCKING] & 3:
+            self._refine_blocking()
+        self._save_controls()
+        return self._to_host(reason)
+
+    def _record_vectoring(self, delivering: int) -> None:
+        slots, slot = self._slots, self._slot
+        self.words[_VECTORING_ERROR] = slots[slot["delivering_error"]]
+        if delivering >> 8 & 7 in (4, 5, 6):
+            self.words[_LENGTH] = slots[slot["delivering_length"]]
+
+    def _refine_blocking(self) -> None:
+        """The engine does not tell the shadow of STI from that of MOV SS: look at the instruction before RIP."""
+        words = self.words
+        byte = self.read_linear(self.segment_base(1) + words[_RIP] - 1, 1, fault=False)
+        words[_BLOCKING] = (words[_BLOCKING] & ~3) | (1 if byte == b"\xfb" else 2)
+
+    def _save_controls(self) -> None:
+        words, configuration = self.words, self.configuration
+        self._save_ia32e_mode()
+        if self._timer_deadline is not None and configuration.exit & VmExit.SAVE_VMX_PREEMPTION_TIMER_VALUE:
+            left = max(0, self._timer_deadline - self.clock.now_ns())
+            words[_TIMER] = min(0xFFFF_FFFF, (left * self.clock.tsc_hz // 1_000_000_000) >> _TIMER_SHIFT)
+
+    def _save_ia32e_mode(self) -> None:
+        """The IA-32e mode guest control follows IA32_EFER.LMA (SDM 3C 28.2)."""
+        words = self.words
+        entry = words[_ENTRY_CONTROLS]
+        if (entry >> 9 ^ words[_EFER] >> 10) & 1:
+            words[_ENTRY_CONTROLS] = entry ^ _IA32E_MODE
+
+    def _to_host(self, reason: int) -> int:
+        if not self._host(reason):
+            return _STOP
+        return self._enter()
+
+    def instruction_exit(
+        self, reason: int, i: Instruction, qualification: int = 0, *, information: int = 0, guest_linear_address: int = 0
+    ) -> int:
+        """VM exit due to an instruction: RIP stays on it, its length is recorded."""
+        return self.vm_exit(
+            reason,
+            qualification,
+            length=i.length,
+            information=information,
+            guest_linear_address=guest_linear_address,
+        )
+
+    # --- completing instructions without a VM exit ----------------------------------------------------------------
+
+    def instruction(self) -> Instruction:
+        """The instruction at RIP; :class:`GuestFault` if its bytes are no instruction."""
+        slots = self._slots
+        found = self._instructions.decode(slots[self._low], slots[self._high], slots[self._bits])
+        if found is None:
+            raise GuestFault(f"undecodable instruction at RIP {self.words[_RIP]:#x}")
+        return found
+
+    def try_instruction(self) -> Instruction | None:
+        """The instruction at RIP, or None if its bytes are no instruction."""
+        slots = self._slots
+        return self._instructions.decode(slots[self._low], slots[self._high], slots[self._bits])
+
+    def advance(self, i: Instruction) -> None:
+        """Move RIP past an instruction; the shadow of STI or MOV SS ends."""
+        words = self.words
+        rip = words[_RIP] + i.length
+        words[_RIP] = rip & (_M64 if self._slots[self._bits] == 64 else 0xFFFF_FFFF)
+        words[_BLOCKING] &= ~3
+
+    def complete(self, i: Instruction) -> int:
+        """The instruction was carried out: go on after it."""
+        self.advance(i)
+        return self._resume()
+
+    def _resume(self) -> int:
+        self._rearm()
+        return _ENTER
+
+    def _rearm(self) -> None:
+        if self._timer_deadline is not None:
+            self.clock.arm(max(0, self._timer_deadline - self.clock.now_ns()))
+
+    def raise_exception(self, vector: int, error_code: int | None = None) -> int:
+        """Raise an exception at RIP: a VM exit if the exception bitmap says so, else delivery through the IDT."""
+        has_error = error_code is not None
+        event = _VALID | 3 << 8 | (1 << 11 if has_error else 0) | vector
+        if self.words[_P[Field.EXCEPTION_BITMAP]] >> vector & 1:
+            return self.vm_exit(ExitReason.EXCEPTION_NMI, interruption=event, interruption_error=error_code or 0)
+        slots, slot = self._slots, self._slot
+        slots[slot["entry_event"]] = event
+        slots[slot["entry_error"]] = error_code or 0
+        slots[slot["entry_length"]] = 0
+        return self._resume()
+
+    # --- registers and memory as an instruction sees them ------------------------------------------------------------
+
+    def gpr_value(self, number: int) -> int:
+        """A 64-bit general-purpose register; RSP comes from the VMCS."""
+        return self.words[_RSP] if number == 4 else self.gpr[number]
+
+    def set_gpr(self, number: int, value: int, size: int = 8) -> None:
+        """Write a general-purpose register as an instruction of that operand size (bytes) does."""
+        if size == 8:
+            value &= _M64
+        elif size == 4:
+            value &= 0xFFFF_FFFF
+        else:
+            keep = self.gpr_value(number)
+            mask = (1 << (8 * size)) - 1
+            value = (keep & ~mask) | (value & mask)
+        if number == 4:
+            self.words[_RSP] = value
+        else:
+            self.gpr[number] = value
+
+    def load_control_register(self, number: int, value: int) -> bool:
+        """Give CR0 or CR4 a value by the rules of MOV; False if MOV would raise #GP(0)."""
+        load = control_registers.load_cr0 if number == 0 else control_registers.load_cr4
+        if not load(self, value):
+            return False
+        self._save_ia32e_mode()
+        self.current.changed |= int(Changed.GUEST)
+        return True
+
+    def string_operand(self, *, is_in: bool) -> int:
+        """Linear address of the memory operand of the INS or OUTS at RIP, with the registers as they are now."""
+        i = self.instruction()
+        register, segment = (7, 0) if is_in else (6, i.segment)
+        offset = self.gpr[register] & ((1 << i.address_bits) - 1)
+        return (self.segment_base(segment) + offset) & (_M64 if self.long_mode_code else 0xFFFF_FFFF)
+
+    @property
+    def cr2(self) -> int:
+        """The page-fault linear address."""
+        return self.engine.state[self._cr2]
+
+    @cr2.setter
+    def cr2(self, value: int) -> None:
+        self.engine.state[self._cr2] = value & _M64
+
+    def segment_base(self, segment: int) -> int:
+        """Base that addressing adds: 0 in 64-bit code except for FS and GS."""
+        if self._slots[self._bits] == 64 and segment < 4:
+            return 0
+        return self.words[_SEGMENT_BASE[segment]]
+
+    def linear_address(self, i: Instruction) -> int:
+        """Linear address of an instruction's memory operand."""
+        offset = i.offset(self.gpr, self.words[_RSP], self.words[_RIP] + i.length)
+        linear = self.segment_base(i.segment) + offset
+        return linear & (_M64 if self._slots[self._bits] == 64 else 0xFFFF_FFFF)
+
+    def guest_physical(self, linear: int, *, write: bool) -> int | None:
+        """Guest-physical address of a linear one for a supervisor access; None after a page fault, which is
+        delivered to the guest.
+        """
+        physical = self.engine.walk_guest(linear, write=write)
+        if physical is None:
+            self.cr2 = linear
+            self.raise_exception(14, 2 if write else 0)
+        return physical
+
+    def read_linear(self, linear: int, size: int, *, fault: bool = True) -> bytes | None:
+        """Read guest memory as a supervisor access; None after a page fault (delivered to the guest if `fault`)."""
+        return self.memory.read_linear(self, linear, size, fault=fault)
+
+    def write_linear(self, linear: int, data: bytes) -> bool:
+        """Write guest memory as a supervisor access; False after a page fault, which is delivered to the guest."""
+        return self.memory.write_linear(self, linear, data)
+
+    def load_pdptes(self, cr3: int) -> bool:
+        """Load the four PDPTEs of PAE paging; False if one has a reserved bit set (SDM 3A 4.4.1)."""
+        reserved = 0x1E6 | (_M64 & ~((1 << self.capabilities.physical_address_width) - 1))
+        data = self.memory.read_guest_physical(self, cr3 & 0xFFFF_FFE0, 32)
+        if data is None:
+            return False
+        values = [int.from_bytes(data[n : n + 8], "little") for n in range(0, 32, 8)]
+        if any(value & 1 and value & reserved for value in values):
+            return False
+        for number, value in enumerate(values):
+            self.words[_P[Field.GUEST_PDPTE0] + number] = value
+        return True
+
+    # --- what the trap handlers ask for -------------------------------------------------------------------------------
+
+    def trap_parameter(self) -> int:
+        """The number that came with the trap: error code, port and size, or MSR direction."""
+        return self._slots[self._slot["trap_param"]]
+
+    def translation_fault(self) -> tuple[int, int, int]:
+        """Exit qualification, guest-physical and guest-linear address of a failed EPT translation."""
+        slots, slot = self._slots, self._slot
+        return slots[slot["qualification"]], slots[slot["gpa"]], slots[slot["gla"]]
+
+    def fault_address(self) -> int:
+        """Linear address of an intercepted page fault; CR2 keeps its value."""
+        return self._slots[self._slot["fault_address"]]
+
+    def take_dr6(self) -> int:
+        """Exit qualification of a debug exception: what DR6 would get (SDM 3C table 28-1)."""
+        return self.engine.state[self.engine.word("dr6")] & 0x600F
+
+    def clear_kick(self) -> None:
+        """The request was seen."""
+        self._slots[self._slot["kick"]] = 0
+
+    def kick(self) -> None:
+        """Make the guest exit at its next block with an external interrupt of the host."""
+        self._slots[self._slot["kick"]] = 1
+        self.clock.arm(0)
+
+    def guest_tsc(self) -> int:
+        """The TSC as the guest reads it: scaled, then offset (SDM 3C 26.3)."""
+        slots, slot = self._slots, self._slot
+        return ((self.clock.tsc() * slots[slot["tsc_multiplier"]] >> 48) + slots[slot["tsc_offset"]]) & _M64
+
+    def enter_halted(self) -> int:
+        """The guest executed HLT without an exit."""
+        return self._halted()
+
+    def in_pause_loop(self) -> bool:
+        """Whether a PAUSE at CPL 0 belongs to a loop longer than PLE_Window (SDM 3C 26.1.3)."""
+        words = self.words
+        if not self.configuration.proc2 & ProcBased2.PAUSE_LOOP_EXITING or words[_P[Field.GUEST_SS_ACCESS_RIGHTS]] >> 5 & 3:
+            return False
+        now = self.clock.tsc()
+        if now - self._last_pause > words[_P[Field.PLE_GAP]]:
+            self._first_pause = now
+        self._last_pause = now
+        return now - self._first_pause > words[_P[Field.PLE_WINDOW]]
+
+    def port_exits(self, port: int, size: int) -> bool:
+        """Whether an access to I/O ports exits (SDM 3C 26.1.3)."""
+        proc = self.configuration.proc
+        if not proc & ProcBased.USE_IO_BITMAPS:
+            return bool(proc & ProcBased.UNCONDITIONAL_IO_EXITING)
+        if port + size > 0x10000:
+            return True
+        for number in range(port, port + size):
+            field = Field.IO_BITMAP_A_ADDRESS if number < 0x8000 else Field.IO_BITMAP_B_ADDRESS
+            byte = self.memory.read(self.vmread(field) + (number & 0x7FFF) // 8, 1)[0]
+            if byte >> (number & 7) & 1:
+                return True
+        return False
+
+    def unintercepted_port(self, i: Instruction, qualification: int) -> int:
+        """A port access without exit goes to the bus of the processor itself, where nothing answers."""
+        if qualification & 8 and not i.raw.is_string_instruction:
+            self.set_gpr(0, _M64, (qualification & 7) + 1)
+        return self.complete(i)
+
+    def vmx_instruction_defined(self, i: Instruction) -> bool:
+        """Whether a VMX instruction is defined here, or #UD comes before the VM exit (SDM 3C chapter 31)."""
+        words = self.words
+        if not words[_P[Field.GUEST_CR0]] & 1 or words[_RFLAGS] >> 17 & 1:
+            return i.mnemonic == Mnemonic.VMCALL and not words[_RFLAGS] >> 17 & 1
+        if words[_EFER] & Efer.LMA and not words[_CS_RIGHTS] >> 13 & 1:
+            return i.mnemonic == Mnemonic.VMCALL
+        return i.mnemonic != Mnemonic.VMXON or bool(words[_P[Field.GUEST_CR4]] >> 13 & 1)
+
+    def shadow_access(self, i: Instruction, reason: int) -> int | None:
+        """VMREAD or VMWRITE of the shadow VMCS; None if it exits."""
+        return shadow_access(self, i, reason, self.shadow_vmcs)
+
+    def shadow_accessed(self, reason: int, encoding: int) -> None:
+        """A VMREAD or VMWRITE was carried out without an exit."""
+        if self.on_shadow_access is not None:
+            self.on_shadow_access(reason, encoding)
+
+    def vmfunc(self, i: Instruction) -> int:
+        """VMFUNC: EPTP switching; everything else exits (SDM 3C 26.5.6)."""
+        index = self.gpr[1] & 0xFFFF_FFFF
+        enabled = self.vmread(Field.VM_FUNCTION_CONTROLS)
+        if self.gpr[0] & 0xFFFF_FFFF or not enabled & 1 or index >= 512:
+            return self.instruction_exit(ExitReason.VMFUNC, i)
+        eptp = self.memory.read_u64(self.vmread(Field.EPTP_LIST_ADDRESS) + 8 * index)
+        if not eptp_valid(eptp, self.capabilities):
+            return self.instruction_exit(ExitReason.VMFUNC, i)
+        self.vmwrite(Field.EPT_POINTER, eptp)
+        self._slots[self._slot["eptp"]] = eptp
+        self.flush_translations()
+        return self.complete(i)
+
+    @property
+    def long_mode_code(self) -> bool:
+        """Whether the guest executes 64-bit code."""
+        return self._slots[self._bits] == 64
+
+    def expired(self) -> int:
+        """The block budget ran out: the preemption timer, or just time to look around."""
+        if self._timer_deadline is not None and self.clock.now_ns() >= self._timer_deadline:
+            self._timer_deadline = None
+            self.words[_TIMER] = 0
+            return self.vm_exit(ExitReason.PREEMPTION_TIMER)
+        self.clock.arm(None if self._timer_deadline is None else self._timer_deadline - self.clock.now_ns())
+        if self.poll is not None:
+            self.poll()
+        return _ENTER
+
+
+def _no_host(exit_reason: int, /) -> bool:
+    raise EngineError(f"VM exit {exit_reason:#x} without a host: use Processor.run")
+
+

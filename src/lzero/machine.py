@@ -1,0 +1,287 @@
+"""The machine: a processor, a board, L0 and a guest, put together from options and run.
+
+>>> from lzero import Machine
+>>> result = Machine("guest:hello", memory="64M", quiet=True, console=__import__("io").BytesIO()).run()
+>>> result.ended.value
+'debug-exit'
+"""
+
+from __future__ import annotations
+
+import select
+import sys
+from pathlib import Path
+from time import perf_counter, perf_counter_ns
+from typing import Any, BinaryIO
+
+from lzero.cpu.processor import Processor
+from lzero.dispatch.compile_python import compile_python
+from lzero.dispatch import load_strategy
+from lzero.errors import GuestFault, LzeroError
+from lzero.hypervisor.description import describe_guest
+from lzero.hypervisor.endings import HaltedForever, TripleFault
+from lzero.hypervisor.ept import ExtendedPageTables
+from lzero.hypervisor.features import PROCESSOR
+from lzero.hypervisor.handlers import HANDLERS, undefined, unexpected_exit
+from lzero.hypervisor.vcpu import Vcpu
+from lzero.options import MachineOptions
+from lzero.platform.clock import VirtualClock
+from lzero.platform.exits import ExitKind, ExitRequest
+from lzero.platform.loaders.images import LoadOptions, Module
+from lzero.platform.memory import GuestMemory
+from lzero.platform.pc import Pc
+from lzero.result import Ended, RunResult
+from lzero.trace.recorder import Recorder
+
+__all__ = ["Machine"]
+
+_NS = 1_000_000_000
+
+
+class Timeout:
+    """The time allowed for the run is over."""
+
+
+class Machine:
+    """One machine with one guest, for one run.
+
+    Parameters
+    ----------
+    image:
+        Guest image, or ``guest:NAME`` for one that comes with lzero.
+    args:
+        The guest's arguments.
+    choices:
+        Any other option, as :meth:`lzero.options.MachineOptions.of` takes them.
+    options:
+        Instead of all these: options made before.
+
+    Raises
+    ------
+    UsageError, ImageError
+        An option or the image cannot be used; the message says which and why.
+    EngineError
+        The CPU engine cannot be used on this host.
+    """
+
+    def __init__(
+        self,
+        image: str | Path | None = None,
+        args: tuple[str, ...] = (),
+        *,
+        options: MachineOptions | None = None,
+        **choices: Any,
+    ) -> None:
+        if options is None:
+            options = MachineOptions.of(image if image is not None else "", args, **choices)
+        self.options = options
+        strategy = load_strategy(options.dispatch)
+        self.cpu = Processor(PROCESSOR, tsc_hz=options.tsc_hz, host_clock=options.clock == "host")
+        try:
+            self.memory = GuestMemory(options.memory_bytes)
+            for region in self.memory.regions:
+                self.cpu.memory.map(region.gpa, self.memory.mapping, region.host_offset, region.size)
+            self.clock = VirtualClock(self.cpu.clock.now_ns, options.tsc_hz)
+            self.console = _Console(options.console)
+            self.pc = Pc(self.memory, self.clock, self.console, physical_address_bits=PROCESSOR.physical_address_width)
+            self.recorder = Recorder(options.record)
+            ept = ExtendedPageTables(self.cpu.memory)
+            for region in self.memory.regions:
+                ept.map_ram(region.gpa, region.size)
+            ept.mark_devices(self.pc.bus.mmio_pages())
+            self.vcpu = Vcpu(
+                self.cpu, self.pc, ept, self.recorder, ignore_msrs=options.ignore_msrs, warn=self._warn
+            )
+            self.vcpu.reset_to(self.pc.load(options.image, _load_options(options)))
+        except BaseException:
+            self.cpu.close()
+            raise
+        handlers = {**{name: undefined for name in _vmx_names()}, **HANDLERS}
+        self._dispatch = compile_python(
+            strategy,
+            {name: handlers.get(name, undefined) for name in _all_names(strategy)},
+            unexpected=unexpected_exit,
+            nested=False,
+        )
+        self._input = _Input(options.stdin, self.pc.feed_console)
+        self.vcpu.on_idle = self._idle
+        self.vcpu.on_wait = self._input.wait
+        self.cpu.poll = self._poll
+        self._host_deadline: int | None = None
+
+    def run(self) -> RunResult:
+        """Run to the end; every ending but an error of lzero's own input is a result, not an exception."""
+        options = self.options
+        if options.timeout_s is not None:
+            nanoseconds = int(options.timeout_s * _NS)
+            if options.timeout_kind == "guest":
+                self.clock.call_at(nanoseconds, self._time_out)
+            else:
+                self._host_deadline = perf_counter_ns() + nanoseconds
+                self.vcpu.host_deadline_ns = self._host_deadline
+        start = perf_counter()
+        ended, value, message = self._run_to_end()
+        host_seconds = perf_counter() - start
+        guest_seconds = self.clock.now_ns() / _NS
+        self.console.flush()
+        self.recorder.close()
+        version = f"unicorn {self.cpu.engine.version}"
+        self.close()
+        return RunResult(
+            ended,
+            debug_exit=value,
+            message=message,
+            aggregates=self.recorder.aggregates,
+            host_seconds=host_seconds,
+            guest_seconds=guest_seconds,
+            engine_version=version,
+        )
+
+    def _run_to_end(self) -> tuple[Ended, int | None, str]:
+        try:
+            self.vcpu.run(self._dispatch)
+        except KeyboardInterrupt:
+            return Ended.INTERRUPTED, None, describe_guest(self.vcpu, "interrupted")
+        except GuestFault as fault:
+            return Ended.FAULT, None, describe_guest(self.vcpu, str(fault))
+        except LzeroError as error:
+            return Ended.INTERNAL_ERROR, None, describe_guest(self.vcpu, str(error))
+        return self._ending()
+
+    def _ending(self) -> tuple[Ended, int | None, str]:
+        match self.vcpu.stop_reason:
+            case ExitRequest(kind=ExitKind.DEBUG_EXIT, value=value):
+                return Ended.DEBUG_EXIT, value & 0xFF, ""
+            case ExitRequest(kind=ExitKind.POWER_OFF):
+                return Ended.POWER_OFF, None, ""
+            case ExitRequest(kind=ExitKind.RESET, source=source):
+                return Ended.RESET, None, f"the guest asked for a reset ({source})"
+            case TripleFault():
+                return Ended.TRIPLE_FAULT, None, describe_guest(self.vcpu, "triple fault")
+            case HaltedForever(interrupts_enabled=enabled):
+                why = "no timer armed and no input to come" if enabled else "interrupts off"
+                return Ended.HALTED, None, describe_guest(self.vcpu, f"the guest halted with {why}")
+            case Timeout():
+                seconds, kind = self.options.timeout_s, self.options.timeout_kind
+                return Ended.TIMEOUT, None, describe_guest(self.vcpu, f"timeout after {seconds:g} s of {kind} time")
+            case _:
+                return Ended.INTERNAL_ERROR, None, describe_guest(self.vcpu, "the machine stopped without a reason")
+
+    def close(self) -> None:
+        """Release the engine; a machine that ran is closed already."""
+        self.cpu.close()
+
+    def _time_out(self) -> None:
+        self.vcpu.stop(Timeout())
+
+    def _warn(self, message: str) -> None:
+        if not self.options.quiet:
+            sys.stderr.write(f"lzero: {message}\n")
+
+    def _poll(self) -> None:
+        """Native code returns here every few milliseconds: host timeout and console input."""
+        if self._host_deadline is not None and perf_counter_ns() > self._host_deadline:
+            self.vcpu.stop(Timeout())
+            self.cpu.kick()
+        self._input.poll()
+
+    def _idle(self, deadline: int) -> bool:
+        self._input.poll()
+        if self._host_deadline is not None and perf_counter_ns() > self._host_deadline:
+            return self.vcpu.stop(Timeout())
+        if self.cpu.clock.host:
+            self._input.sleep((deadline - self.clock.now_ns()) / _NS)
+        return self.vcpu.stop_reason is None
+
+
+def _load_options(options: MachineOptions) -> LoadOptions:
+    modules = []
+    for text in options.modules:
+        path, _, arguments = text.partition(" ")
+        modules.append(Module(Path(path), arguments))
+    from lzero.platform.loaders.entry import EntryMode
+
+    return LoadOptions(
+        args=options.args,
+        append=options.append,
+        initrd=options.initrd,
+        modules=tuple(modules),
+        kernel_entry=options.kernel_entry,
+        load_address=options.load_address,
+        entry_mode=EntryMode(options.entry_mode),
+    )
+
+
+class _Console:
+    """The guest's console output, written as it comes."""
+
+    def __init__(self, stream: BinaryIO | None) -> None:
+        self._stream = stream if stream is not None else sys.stdout.buffer
+        self._immediate = stream is None
+        self.tail = bytearray()
+
+    def write(self, data: bytes, /) -> None:
+        self._stream.write(data)
+        if self._immediate and b"\n" in data:
+            self._stream.flush()
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+
+class _Input:
+    """The guest's console input, from a stream that has a file descriptor."""
+
+    def __init__(self, stream: BinaryIO | None, feed: Any) -> None:
+        self._feed = feed
+        self._descriptor: int | None = None
+        try:
+            self._descriptor = (stream if stream is not None else sys.stdin.buffer).fileno()
+        except (OSError, ValueError, AttributeError):
+            self._descriptor = None
+            if stream is not None:
+                feed(stream.read())
+
+    def sleep(self, seconds: float) -> None:
+        """Wait for input, but not longer than this."""
+        if self._descriptor is None:
+            select.select([], [], [], max(0.0, seconds))
+        elif select.select([self._descriptor], [], [], max(0.0, seconds))[0]:
+            self.poll()
+
+    def poll(self) -> None:
+        """Feed what has come."""
+        import os
+
+        while self._descriptor is not None and select.select([self._descriptor], [], [], 0)[0]:
+            data = os.read(self._descriptor, 4096)
+            if not data:
+                self._descriptor = None
+                return
+            self._feed(data)
+
+    def wait(self) -> bool:
+        """Wait until there is input; false if none can come."""
+        import os
+
+        if self._descriptor is None or not os.isatty(self._descriptor):
+            before = self._descriptor
+            self.poll()
+            return before is not None and self._descriptor is not None
+        select.select([self._descriptor], [], [])
+        self.poll()
+        return True
+
+
+def _vmx_names() -> tuple[str, ...]:
+    from lzero.dispatch.handlers import NESTED_INSTRUCTIONS
+
+    return ("handle_vmx_instruction", *(row.nested_handler for row in NESTED_INSTRUCTIONS if row.nested_handler))
+
+
+def _all_names(strategy: object) -> tuple[str, ...]:
+    from lzero.dispatch.strategies import Strategy
+    from lzero.dispatch.tree import handlers_used
+
+    assert isinstance(strategy, Strategy)
+    return tuple(handlers_used(strategy.root))
