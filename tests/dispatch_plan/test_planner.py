@@ -63,6 +63,15 @@ def test_wrong_profile_is_costed_beside_s2_and_its_own_plan() -> None:
     assert row.reference > 0
 
 
+def test_a_plan_for_a_mixture_is_a_compromise() -> None:
+    skewed, nested = load_profile("skewed"), load_profile("nested")
+    mixture = Profile.mixture([skewed, nested])
+    assert mixture.frequencies()[23] == pytest.approx(nested.frequencies()[23] / 2, abs=0.001)
+    assert mixture.order is not None
+    for row in make_plan(mixture, REFERENCE_MODEL, others=[skewed, nested]).sensitivity:
+        assert row.own_plan <= row.planned < row.reference
+
+
 def test_chain_has_at_most_k_tests() -> None:
     for k in (1, 3, 6):
         assert make_plan(load_profile("skewed"), REFERENCE_MODEL, PlanClass.CHAIN, tests=k).tests <= k
@@ -96,6 +105,19 @@ def test_planning_works_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(predictor_module, "_library", lambda: None)
     profile = SYNTHETIC["bursty"].make(4000)
     assert make_plan(profile, REFERENCE_MODEL, PlanClass.CHAIN).predictor == "gshare"
+
+
+def test_every_strategy_can_be_costed_under_every_profile() -> None:
+    for name in SYNTHETIC:
+        profile = load_profile(name)
+        for strategy in STRATEGIES.values():
+            if strategy.name == "range_as_written" and 18 in profile.counts:
+                continue
+            independent = expected_cost(strategy.root, profile.frequencies(), REFERENCE_MODEL)
+            replayed = replayed_cost(strategy.root, profile, REFERENCE_MODEL, limit=4096)
+            assert replayed.comparisons == pytest.approx(independent.comparisons)
+            assert replayed.taken == pytest.approx(independent.taken)
+            assert replayed.table_calls == pytest.approx(independent.table_calls)
 
 
 def test_predictors_learn_a_period_and_not_a_coin() -> None:

@@ -49,15 +49,19 @@ def plan(
     ] = None,
     level: Annotated[int | None, typer.Option(help="Only exits of this level of a recording.")] = None,
     vcpu: Annotated[int | None, typer.Option(help="Only exits of this VCPU of a recording.")] = None,
+    mix: Annotated[bool, typer.Option("--mix", help="Plan for an equal mixture of all profiles given.")] = False,
     name: Annotated[str, typer.Option(help="Name of the plan.")] = "planned",
     out: Annotated[Path | None, typer.Option("-o", "--out", metavar="PLAN.json", help="Write the plan.")] = None,
 ) -> None:
     """Plan the dispatcher with the least expected cost, and say in which class it is best, its bound and its risks."""
     from lzero.dispatch.plan import PlanClass, make_plan
     from lzero.dispatch.plan_file import write_plan
-    from lzero.dispatch.profiles import load_profile
+    from lzero.dispatch.profiles import Profile, load_profile
 
     profile, *others = [load_profile(source, level=level, vcpu=vcpu) for source in traces]
+    if mix:
+        others = [profile, *others]
+        profile = Profile.mixture(others)
     made = make_plan(
         profile,
         _prices(prices, cc, mitigation),

@@ -26,16 +26,21 @@ _INLINE = {
 _THUNK_SITE = re.compile(r"^\s*(jmp|call)q?\s+__x86_indirect_thunk_(r\w+)[ \t]*(?:#.*)?$", re.MULTILINE)
 
 
-def _thunks(body: str) -> str:
-    """Assembly that defines the thunk of every register, cache-line aligned, with ``{r}`` in the body replaced."""
+def _thunks(body: str, offset: int = 0) -> str:
+    """Assembly that defines the thunk of every register, with ``{r}`` in the body replaced.
+
+    ``offset`` is the place of each thunk in its cache line, in bytes.
+    """
     parts = [".text"]
     for register in _REGISTERS:
         name = f"__x86_indirect_thunk_{register}"
-        parts.append(f".balign 64\n.globl {name}\n.type {name}, @function\n{name}:\n{body.format(r=register)}")
+        place = f".balign 64\n.skip {offset}, 0xcc\n.globl {name}\n.type {name}, @function"
+        parts.append(f"{place}\n{name}:\n{body.format(r=register)}")
     parts.append('.section .note.GNU-stack,"",@progbits')
     return "\n".join(parts) + "\n"
 
 
+_JUMP_BODY = "\tjmp *%{r}\n\tint3\n"
 _RETPOLINE_BODY = "\tcall 1f\n2:\tpause\n\tlfence\n\tjmp 2b\n\t.balign 16\n1:\tmov %{r}, (%rsp)\n\tret\n\tint3\n"
 _LFENCE_BODY = "\tlfence\n\tjmp *%{r}\n\tint3\n"
 
@@ -99,6 +104,9 @@ MITIGATIONS: Mapping[str, Mitigation] = {
         Mitigation("retpoline", "retpoline, thunk in another object (the kernel's)", _EXTERN, _thunks(_RETPOLINE_BODY)),
         Mitigation("retpoline-inline", "retpoline, thunk at the branch (gcc) or in the same object (clang)", _INLINE),
         Mitigation("lfence", "AMD's: lfence; jmp *reg in the thunk", _EXTERN, _thunks(_LFENCE_BODY)),
+        Mitigation(
+            "its", "ITS-safe thunk: jmp *reg in the upper half of a cache line", _EXTERN, _thunks(_JUMP_BODY, 32)
+        ),
         Mitigation(
             "patched",
             "retpoline build whose branches were patched to plain jmp *reg",

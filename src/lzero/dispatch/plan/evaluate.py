@@ -18,7 +18,9 @@ from lzero.dispatch.tree import (
     Less,
     Node,
     OutOfLine,
+    Patch,
     Range,
+    Slot,
     Switch,
     Unexpected,
 )
@@ -65,27 +67,53 @@ class _Sums:
         return Expected(ticks, self.comparisons, self.taken, self.mispredictions, self.table_calls)
 
 
-def lowered(node: Node) -> Node:
+def lowered(root: Node) -> Node:
     """The tree with each ``switch`` as the balanced tests a compiler without jump tables and profile would make of it.
 
     Compilers differ; so what is computed for a switch is an estimate, and only measurement decides.
     """
+    return _lowered(root, {})
+
+
+def _lowered(node: Node, functions: dict[str, OutOfLine]) -> Node:
     match node:
         case Switch():
             cases = sorted(node.cases, key=lambda case: case.first)
-            return _balanced([(case.first, case.last, lowered(case.then)) for case in cases], lowered(node.default))
+            tests = [(case.first, case.last, _lowered(case.then, functions)) for case in cases]
+            return _balanced(tests, _lowered(node.default, functions))
         case Eq():
-            return Eq(node.reason, lowered(node.then), lowered(node.otherwise))
+            return Eq(node.reason, _lowered(node.then, functions), _lowered(node.otherwise, functions))
         case Less():
-            return Less(node.bound, lowered(node.then), lowered(node.otherwise))
+            return Less(node.bound, _lowered(node.then, functions), _lowered(node.otherwise, functions))
         case Range():
-            return Range(node.first, node.last, lowered(node.then), lowered(node.otherwise))
+            then, otherwise = _lowered(node.then, functions), _lowered(node.otherwise, functions)
+            return Range(node.first, node.last, then, otherwise)
         case Condition():
-            return Condition(node.test, lowered(node.then), lowered(node.otherwise))
+            return Condition(node.test, _lowered(node.then, functions), _lowered(node.otherwise, functions))
         case OutOfLine():
-            return OutOfLine(node.function, lowered(node.body))
-        case Leaf() | Unexpected() | IndirectTable():
+            return _lowered_function(node, functions)
+        case IndirectTable():
+            slots = tuple(_lowered_slot(slot, functions) for slot in node.slots)
+            patches = tuple(
+                Patch(patch.condition, tuple(_lowered_slot(slot, functions) for slot in patch.slots))
+                for patch in node.patches
+            )
+            return IndirectTable(slots, patches, node.const)
+        case Leaf() | Unexpected():
             return node
+
+
+def _lowered_function(node: OutOfLine, functions: dict[str, OutOfLine]) -> OutOfLine:
+    """One object per function, however often it is called: its branches are the same branches to a predictor."""
+    if node.function not in functions:
+        functions[node.function] = OutOfLine(node.function, _lowered(node.body, functions))
+    return functions[node.function]
+
+
+def _lowered_slot(slot: Slot, functions: dict[str, OutOfLine]) -> Slot:
+    if isinstance(slot.target, OutOfLine):
+        return Slot(slot.reason, _lowered_function(slot.target, functions))
+    return slot
 
 
 def _balanced(cases: list[tuple[int, int, Node]], default: Node) -> Node:
@@ -137,9 +165,9 @@ def _visit(node: Node, shares: dict[int, float], model: CostModel, sums: _Sums) 
         case IndirectTable():
             sums.table_calls += weight
             targets = node.contents(NESTED_ON)
-            for function, body in {t.function: t.body for t in targets.values() if isinstance(t, OutOfLine)}.items():
-                inside = {r: s for r, s in shares.items() if r in targets and targets[r] == OutOfLine(function, body)}
-                _visit(body, inside, model, sums)
+            for function in {target for target in targets.values() if isinstance(target, OutOfLine)}:
+                inside = {reason: share for reason, share in shares.items() if targets.get(reason) == function}
+                _visit(function.body, inside, model, sums)
         case OutOfLine():
             sums.extra += CALL_PRICE_IN_COMPARISONS * model.comparison * weight
             _visit(node.body, shares, model, sums)

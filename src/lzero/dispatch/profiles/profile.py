@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -88,6 +88,26 @@ class Profile:
         reasons, numbers = np.unique(values, return_counts=True)
         counts = {int(reason): int(number) for reason, number in zip(reasons, numbers, strict=True)}
         return cls(name, origin, counts, values.astype(np.uint16), independent, recorded)
+
+    @classmethod
+    def mixture(cls, profiles: Sequence[Profile]) -> Profile:
+        """Several workloads as one, each with the same weight whatever its length.
+
+        The order is kept, one workload after the other, when all have one.
+        """
+        longest = max(profile.total for profile in profiles)
+        counts: dict[int, int] = {}
+        for profile in profiles:
+            for reason, count in profile.counts.items():
+                counts[reason] = counts.get(reason, 0) + max(round(count * longest / profile.total), 1)
+        orders = [profile.order for profile in profiles]
+        known = [order for order in orders if order is not None]
+        share = max((len(order) for order in known), default=0)
+        order = np.concatenate([np.resize(order, share) for order in known]) if len(known) == len(orders) else None
+        independent = order is None or all(profile.independent for profile in profiles)
+        name = "+".join(profile.name for profile in profiles)
+        origin = "equal mixture of " + "; ".join(f"{p.name}: {p.origin}" for p in profiles)
+        return cls(name, origin, counts, order, independent)
 
     @property
     def total(self) -> int:
