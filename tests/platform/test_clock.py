@@ -43,6 +43,16 @@ def test_a_cancelled_timer_neither_fires_nor_counts_as_the_next() -> None:
     assert clock.next_deadline_ns() == 20
 
 
+def test_cancelled_timers_do_not_pile_up() -> None:
+    clock = VirtualClock(Time())
+    kept = [clock.call_at(10**9 + i, lambda: None) for i in range(100)]
+    for i in range(10_000):
+        clock.call_at(10**12 + i, lambda: None).cancel()
+    assert len(clock._heap) < 1000
+    assert all(timer.pending for timer in kept)
+    assert clock.next_deadline_ns() == 10**9
+
+
 def test_a_timer_that_rearms_itself_at_once_does_not_keep_run_due_busy() -> None:
     time = Time()
     clock = VirtualClock(time)

@@ -13,6 +13,8 @@ from typing import Protocol
 __all__ = ["Clock", "NS_PER_SECOND", "Timer", "VirtualClock", "ticks_to_ns"]
 
 NS_PER_SECOND = 1_000_000_000
+SMALLEST_SWEEP = 64
+"""Entries of the heap below which cancelled timers are not worth sweeping out."""
 
 
 def ticks_to_ns(ticks: int, hz: int) -> int:
@@ -107,6 +109,7 @@ class VirtualClock:
         self.tsc_offset = 0
         self.on_deadline_changed = on_deadline_changed
         self._heap: list[tuple[int, int, Timer]] = []
+        self._sweep_at = SMALLEST_SWEEP
         self._sequence = 0
         self._tsc_listeners: list[Callable[[], None]] = []
 
@@ -135,10 +138,19 @@ class VirtualClock:
         timer = Timer(deadline_ns, callback)
         before = self.next_deadline_ns()
         self._sequence += 1
+        if len(self._heap) >= self._sweep_at:
+            self._sweep()
         heapq.heappush(self._heap, (deadline_ns, self._sequence, timer))
         if self.on_deadline_changed is not None and (before is None or deadline_ns < before):
             self.on_deadline_changed()
         return timer
+
+    def _sweep(self) -> None:
+        """Drop cancelled timers: a guest that keeps re-arming a far deadline must not fill the host's memory."""
+        # In place: run_due may be walking this list.
+        self._heap[:] = [entry for entry in self._heap if entry[2].pending]
+        heapq.heapify(self._heap)
+        self._sweep_at = max(SMALLEST_SWEEP, 2 * len(self._heap))
 
     def next_deadline_ns(self) -> int | None:
         """The earliest pending deadline; None if nothing waits."""

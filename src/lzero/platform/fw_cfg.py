@@ -7,7 +7,7 @@ ports. Items with a name are found through the directory.
 from __future__ import annotations
 
 import struct
-from enum import IntEnum, IntFlag
+from enum import IntEnum
 
 from lzero.platform.bus import Bus
 from lzero.platform.memory import GuestMemory, GuestMemoryError
@@ -70,7 +70,7 @@ class Key(IntEnum):
     E820_TABLE = 0x8003
 
 
-class DmaControl(IntFlag):
+class DmaControl(IntEnum):
     """Control word of a DMA descriptor; bits 16-31 hold the key to select."""
 
     ERROR = 1

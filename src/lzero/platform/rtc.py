@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime, timedelta
-from enum import IntEnum, IntFlag
+from enum import IntEnum
 
 from lzero.platform.bus import Bus
 from lzero.platform.clock import NS_PER_SECOND, Clock, Timer, ticks_to_ns
@@ -93,7 +93,7 @@ WRITTEN_FIELDS = (Index.MONTH, Index.DAY_OF_MONTH, Index.HOURS, Index.MINUTES, I
 ALARM_INDEXES = (Index.SECONDS_ALARM, Index.MINUTES_ALARM, Index.HOURS_ALARM)
 
 
-class B(IntFlag):
+class B(IntEnum):
     """Register B."""
 
     DAYLIGHT = 1
@@ -106,7 +106,7 @@ class B(IntFlag):
     SET = 0x80
 
 
-class C(IntFlag):
+class C(IntEnum):
     """Register C: interrupt flags, at the same bits as their enables in register B."""
 
     UPDATE_ENDED = 0x10

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from enum import IntEnum, IntFlag
+from enum import IntEnum
 
 from lzero.platform.bus import Bus
 from lzero.platform.registers import Access, RegisterRow
@@ -37,7 +37,7 @@ REGISTERS = (
 )
 
 
-class Ier(IntFlag):
+class Ier(IntEnum):
     """Interrupt enable register."""
 
     RECEIVED_DATA = 1
@@ -46,13 +46,13 @@ class Ier(IntFlag):
     MODEM_STATUS = 8
 
 
-class Lcr(IntFlag):
+class Lcr(IntEnum):
     """Line control register; only the bit with a consequence here."""
 
     DIVISOR_LATCH_ACCESS = 0x80
 
 
-class Mcr(IntFlag):
+class Mcr(IntEnum):
     """Modem control register."""
 
     DTR = 1
@@ -62,7 +62,7 @@ class Mcr(IntFlag):
     LOOPBACK = 0x10
 
 
-class Lsr(IntFlag):
+class Lsr(IntEnum):
     """Line status register."""
 
     DATA_READY = 1
@@ -71,7 +71,7 @@ class Lsr(IntFlag):
     TRANSMITTER_EMPTY = 0x40
 
 
-class Msr(IntFlag):
+class Msr(IntEnum):
     """Modem status register."""
 
     DELTA_CTS = 1
@@ -100,8 +100,15 @@ TRIGGER_LEVELS = (1, 4, 8, 14)
 FCR_ENABLE, FCR_CLEAR_RECEIVER, FCR_CLEAR_TRANSMITTER = 1, 2, 4
 IIR_FIFOS_ENABLED = 0xC0
 MCR_WRITABLE = 0x1F
-IDLE_MODEM = int(Msr.CTS | Msr.DSR | Msr.DCD)
-LINES = int(Msr.CTS | Msr.DSR | Msr.RI | Msr.DCD)
+# Plain numbers for the two registers that a polling console reads and writes for every character.
+LSR_IDLE = int(Lsr.THR_EMPTY | Lsr.TRANSMITTER_EMPTY)
+LSR_DATA_READY = int(Lsr.DATA_READY)
+IER_TRANSMITTER_EMPTY = int(Ier.TRANSMITTER_EMPTY)
+IDLE_MODEM = Msr.CTS | Msr.DSR | Msr.DCD
+LINES = Msr.CTS | Msr.DSR | Msr.RI | Msr.DCD
+
+
+_BYTES = tuple(bytes((value,)) for value in range(256))
 
 
 class Serial16550:
@@ -132,6 +139,7 @@ class Serial16550:
         self._character_timeout = False
         self._msr = IDLE_MODEM
         self._line = False
+        self._redirected = False
 
     def attach(self, bus: Bus) -> None:
         """Claim the eight ports."""
@@ -169,15 +177,23 @@ class Serial16550:
         return value
 
     def _write_data(self, value: int) -> None:
+        if self._redirected:
+            self._write_elsewhere(value)
+            return
+        self._transmit(_BYTES[value])
+        self._transmitted()
+
+    def _write_elsewhere(self, value: int) -> None:
+        """The data register while DLAB or loopback is on."""
         if self._lcr & Lcr.DIVISOR_LATCH_ACCESS:
             self._divisor = self._divisor & 0xFF00 | value
             return
-        if self._mcr & Mcr.LOOPBACK:
-            self._loop_back(value)
-        else:
-            self._transmit(bytes((value,)))
+        self._loop_back(value)
+        self._transmitted()
+
+    def _transmitted(self) -> None:
         self._thr_interrupt = True
-        if self._ier & Ier.TRANSMITTER_EMPTY:
+        if self._ier & IER_TRANSMITTER_EMPTY:
             # The character has left already: the line must show a new edge, or an edge-triggered controller would
             # lose this interrupt.
             self._set_line(False)
@@ -271,32 +287,38 @@ class Serial16550:
 
     def _write_lcr(self, value: int) -> None:
         self._lcr = value
+        self._redirect()
+
+    def _redirect(self) -> None:
+        """Whether a write to the data register goes anywhere but out."""
+        self._redirected = bool(self._lcr & Lcr.DIVISOR_LATCH_ACCESS or self._mcr & Mcr.LOOPBACK)
 
     def _write_scr(self, value: int) -> None:
         self._scr = value
 
     def _write_mcr(self, value: int) -> None:
         self._mcr = value & MCR_WRITABLE
+        self._redirect()
         self._set_modem_lines(self._looped_lines() if self._mcr & Mcr.LOOPBACK else IDLE_MODEM)
         self._refill()
 
     def _looped_lines(self) -> int:
         """In loopback RTS, DTR, OUT1 and OUT2 appear as CTS, DSR, RI and DCD."""
         pairs = ((Mcr.RTS, Msr.CTS), (Mcr.DTR, Msr.DSR), (Mcr.OUT1, Msr.RI), (Mcr.OUT2, Msr.DCD))
-        return sum(int(status) for control, status in pairs if self._mcr & control)
+        return sum(status for control, status in pairs if self._mcr & control)
 
     def _set_modem_lines(self, lines: int) -> None:
         before = self._msr & LINES
         changed = before ^ lines
-        deltas = self._msr & 0xF | (changed & int(Msr.CTS | Msr.DSR | Msr.DCD)) >> 4
+        deltas = self._msr & 0xF | (changed & (Msr.CTS | Msr.DSR | Msr.DCD)) >> 4
         if before & Msr.RI and not lines & Msr.RI:
             deltas |= Msr.TRAILING_RI
         self._msr = lines | deltas
 
     def _read_lsr(self) -> int:
-        value = int(Lsr.THR_EMPTY | Lsr.TRANSMITTER_EMPTY)
+        value = LSR_IDLE
         if self._receive:
-            value |= Lsr.DATA_READY
+            value |= LSR_DATA_READY
         if self._overrun:
             value |= Lsr.OVERRUN
             self._overrun = False
