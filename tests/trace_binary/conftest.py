@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import random
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from tracewriter import (  # noqa: E402  # the path is set above
+from tracewriter import (
     FINISHED_ROUND,
     KVM_ENTRY,
     KVM_EXIT,

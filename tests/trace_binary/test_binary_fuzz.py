@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
-import tracewriter as tw
 from test_trace_dat import zlib_version_7
 
+import tracewriter as tw
 from lzero.errors import TraceFormatError
 from lzero.trace.readers.binary.fields import Rows
 from lzero.trace.readers.binary.walk import walk_records

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tracewriter as tw
 
+import tracewriter as tw
 from lzero.errors import TraceFormatError
 from lzero.trace.readers.binary.fields import Rows
 from lzero.trace.readers.events import Diagnosis, EventKind, event_dtype
@@ -278,11 +278,29 @@ def test_a_recording_made_by_perf_here(tmp_path: Path) -> None:
     for name, options in (("plain", []), ("packed", ["-z"])):
         path = tmp_path / name
         command = ["perf", "record", "-q", *options, "-e", "cpu-clock", "-F", "5000", "-o", str(path)]
-        done = subprocess.run([*command, "--", "sh", "-c", "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done"], check=False,
-                              capture_output=True, text=True)  # fmt: skip
+        busy = ["sh", "-c", "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done"]
+        done = subprocess.run([*command, "--", *busy], check=False, capture_output=True, text=True)
         if done.returncode:
             pytest.skip(f"perf cannot record here: {done.stderr.strip()[:200]}")
         script = subprocess.run(["perf", "script", "-i", str(path)], capture_output=True, text=True, check=True)
         rows, diagnosis = read(path.read_bytes(), strict=True)
         assert rows.size == 0
         assert diagnosis.others == len([line for line in script.stdout.splitlines() if "cpu-clock" in line])
+
+
+def test_found_by_content(make_events: Events, in_rounds: Rounds, tmp_path: Path) -> None:
+    """Through the trace room's front door: detection, assembly of rows, and totals."""
+    from lzero.trace.load import open_recording
+
+    events = make_events(2000)
+    for name, data in (
+        ("perf.data", tw.PerfFile(in_rounds(events)).to_file()),
+        ("pipe", tw.PerfFile(in_rounds(events)).to_pipe()),
+        ("trace.dat", tw.TraceDat(events, cpus=3).to_file()),
+    ):
+        path = tmp_path / name
+        path.write_bytes(data)
+        recording = open_recording(str(path))
+        rows = sum(len(batch) for batch in recording.rows())
+        recording.close()
+        assert rows == sum(event.type is tw.KVM_EXIT for event in events)

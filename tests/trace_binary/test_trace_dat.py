@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tracewriter as tw
 from test_perf_data import KINDS, expected
 
+import tracewriter as tw
 from lzero.errors import TraceFormatError
 from lzero.trace.readers.binary.fields import Rows
 from lzero.trace.readers.events import Diagnosis, event_dtype

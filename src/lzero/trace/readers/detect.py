@@ -103,6 +103,8 @@ def open_input(name: str) -> Input:
         )
     whole = kind in (Kind.PERF_DATA, Kind.TRACE_DAT) and stream is raw and raw.seekable()
     if whole:
+        # The wrapper closes what it wraps when it is collected, and the reader goes on with the bare file.
+        peeked.let_go()
         raw.seek(0)
     return Input(name, kind, raw if whole else cast("BinaryIO", io.BufferedReader(peeked, 1 << 20)), raw, live)
 
@@ -186,6 +188,10 @@ class _Peeked(io.RawIOBase):
         self._head = self._head[len(piece) :]
         view[: len(piece)] = piece
         return len(piece)
+
+    def let_go(self) -> None:
+        """Leave the stream to others."""
+        self._stream = io.BytesIO()
 
     def close(self) -> None:
         if not self.closed and self._stream is not sys.stdin.buffer:
