@@ -72,15 +72,16 @@ def totals_expressions() -> list[pl.Expr]:
     """Expressions that total the exits of a group, in the order of the fields of :class:`Totals`."""
     import polars as pl
 
-    duration = pl.col("duration_ns")
-    timed = duration > 0
+    # An unknown duration becomes a null, which every aggregation passes over: quicker than a filter for the minimum.
+    known = pl.when(pl.col("duration_ns") > 0).then(pl.col("duration_ns"))
+    real = known.cast(pl.Float64)
     return [
         pl.len().cast(pl.Int64).alias("count"),
-        timed.sum().cast(pl.Int64).alias("timed"),
-        duration.sum().alias("total_ns"),
-        duration.filter(timed).min().alias("min_ns"),
-        duration.max().alias("max_ns"),
-        (duration.cast(pl.Float64) ** 2).sum().alias("squares"),
+        known.count().cast(pl.Int64).alias("timed"),
+        known.sum().alias("total_ns"),
+        known.min().alias("min_ns"),
+        known.max().alias("max_ns"),
+        (real * real).sum().alias("squares"),
     ]
 
 
@@ -145,7 +146,7 @@ def merge_rows(by: str, parts: Sequence[Breakdown]) -> Breakdown:
 
 
 def _totals(row: dict[str, Any]) -> Totals:
-    return Totals(row["count"], row["timed"], row["total_ns"], row["min_ns"] or 0, row["max_ns"], row["squares"])
+    return Totals(row["count"], row["timed"], row["total_ns"], row["min_ns"] or 0, row["max_ns"] or 0, row["squares"])
 
 
 def _label(by: str, row: dict[str, Any], symbols: Symbols | None) -> str:
