@@ -14,7 +14,9 @@ PAGES = sorted((ROOT / "docs").glob("**/*.md"))
 
 
 def links(page: Path) -> list[str]:
-    found = re.findall(r"\]\(([^)\s]+)\)", page.read_text())
+    # Code may call what it indexes, which looks like a link.
+    prose = re.sub(r"^(```.*?^```|    .*?)$|`[^`\n]*`", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    found = re.findall(r"\]\(([^)\s]+)\)", prose)
     return [link for link in found if not link.startswith(("http:", "https:", "#"))]
 
 

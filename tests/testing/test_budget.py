@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -12,9 +13,11 @@ from hypothesis import strategies as st
 from exitsmaker import nested
 from lzero.cli import main
 from lzero.errors import UsageError
+from lzero.sdm.exit_reasons import ExitReason
 from lzero.testing import Budget, Exits, Verdict, check, load_budgets
 from lzero.testing.budget import METRICS, report
 from lzero.testing.junit import junit
+from lzero.trace.recorder import Recorder
 
 FILE = """
 [L2.CPUID]
@@ -140,11 +143,11 @@ def test_report_of_kept_budgets_is_short(file: Path) -> None:
 
 def test_report_of_a_broken_budget_shows_table_causes_and_change(file: Path) -> None:
     exits = Exits(nested(vmreads=33))
-    text = report(exits, check(exits, load_budgets(file)), before=Exits(nested()))
+    text = report(exits, check(exits, load_budgets(file)), change="VMREAD: 9 to 33")
     assert "OVER L2.CPUID.vmreads: 33 (at most 10)" in text
     assert "VM-EXIT" in text
     assert "one L2 CPUID reflected to L1 (100 times) costs: 33.00 VMREADs" in text
-    assert "Against the trace recorded before:" in text
+    assert text.endswith("Against the trace recorded before:\n\nVMREAD: 9 to 33\n")
 
 
 def test_junit_has_a_case_for_each_budget(file: Path) -> None:
@@ -159,30 +162,56 @@ def test_junit_has_a_case_for_each_budget(file: Path) -> None:
     assert failed[0].find("failure").text == "why?"  # type: ignore[union-attr]  # found by the predicate above
 
 
-@pytest.fixture
-def traces(monkeypatch: pytest.MonkeyPatch) -> dict[str, Exits]:
-    """Traces by name, instead of files: reading them is another room's, and tested there."""
-    known: dict[str, Exits] = {}
-    monkeypatch.setattr(Exits, "of_trace", lambda path: known[str(path)])
-    return known
+def recorded(path: Path, vmreads: int) -> str:
+    """A trace of ten CPUID exits of L2, each with so many VMREADs and a VMRESUME of L1."""
+    with Recorder(path) as recorder:
+        for number in range(10):
+            first = number * (vmreads + 2)
+            record(recorder, first, -1, 2, ExitReason.CPUID, handled_by=2)
+            for child in range(vmreads):
+                record(recorder, first + 1 + child, first, 1, ExitReason.VMREAD)
+            record(recorder, first + 1 + vmreads, first, 1, ExitReason.VMRESUME)
+    return str(path)
+
+
+def record(recorder: Recorder, seq: int, parent: int, level: int, reason: int, handled_by: int = 1) -> None:
+    recorder.record(seq, parent, 0, level, reason, 0, 0x1000, 2, 0, 0, 0, -1, seq, seq * 1000, 500, handled_by)
+
+
+COMMAND_FILE = "L2.CPUID.vmreads = 10\nL2.CPUID.exits = 20\n"
 
 
 def test_command_ends_with_0_when_all_is_kept(
-    file: Path, traces: dict[str, Exits], capsys: pytest.CaptureFixture[str]
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    traces["now"] = Exits(nested())
-    assert main(["budget", "check", "now", "--budgets", str(file)]) == 0
-    assert "7 budgets kept, 0 not" in capsys.readouterr().out
+    file.write_text(COMMAND_FILE)
+    trace = recorded(tmp_path / "now.parquet", 9)
+    assert main(["budget", "check", trace, "--budgets", str(file), "--against", "/nowhere"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "2 budgets kept, 0 not"
 
 
-def test_command_ends_with_86_and_says_why(
-    file: Path, traces: dict[str, Exits], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    traces["now"], traces["then"] = Exits(nested(vmreads=33)), Exits(nested())
+def test_command_ends_with_86_and_says_why(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file.write_text(COMMAND_FILE)
+    before, now = recorded(tmp_path / "then.parquet", 9), recorded(tmp_path / "now.parquet", 33)
     xml = tmp_path / "budgets.xml"
-    words = ["budget", "check", "now", "--budgets", str(file), "--against", "then", "--junit", str(xml)]
-    assert main(words) == 86
+    assert main(["budget", "check", now, "--budgets", str(file), "--against", before, "--junit", str(xml)]) == 86
     out = capsys.readouterr().out
-    assert "OVER L2.CPUID.vmreads" in out
-    assert "Against the trace recorded before" in out
+    assert "OVER L2.CPUID.vmreads: 33 (at most 10)" in out
+    assert "one L2 CPUID reflected to L1 (10 times) costs: 33.00 VMREADs" in out
+    assert re.search(r"L2 CPUID → L1 VMREAD +9\.00 +33\.00", out)
     assert ElementTree.parse(xml).getroot().get("failures") == "2"
+
+
+def test_command_reads_another_tools_counts(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file.write_text("L1.CPUID.count = 5\n")
+    counts = tmp_path / "bpftrace.txt"
+    counts.write_text("@[10]: 7\n@[12]: 3\n")
+    assert main(["budget", "check", str(counts), "--budgets", str(file)]) == 86
+    assert "OVER L1.CPUID.count: 7 (at most 5)" in capsys.readouterr().out
+
+
+def test_command_without_a_trace(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["budget", "check", "/nowhere.parquet", "--budgets", str(file)]) == 64
+    assert "/nowhere.parquet" in capsys.readouterr().err

@@ -83,14 +83,13 @@ def test_a_failure_compares_with_the_last_passing_run(
     session.runpytest_inprocess("--lzero", "--lzero-traces=kept").assert_outcomes(passed=1)
     (kept,) = (session.path / "kept").iterdir()
     assert kept.name.startswith("test_cheap-") and kept.suffix == ".parquet"
-    read = []
-    monkeypatch.setattr("lzero.testing.exits.Exits.of_trace", lambda path: read.append(path))
-    monkeypatch.setattr("lzero.testing.budget.difference", lambda before, after: "VMREAD: 9 to 33 each")
+    asked = []
+    monkeypatch.setattr("lzero.testing.plugin._difference", lambda before, after: asked.append(before) or "9 to 33")
     monkeypatch.setattr(KnownMachine, "vmreads", 33)
     result = session.runpytest_inprocess("--lzero", "--lzero-traces=kept")
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["*against those of the last passing run*", "VMREAD: 9 to 33 each"])
-    assert [path.name for path in read] == [kept.name]
+    result.stdout.fnmatch_lines(["*against those of the last passing run*", "9 to 33"])
+    assert [path.name for path in asked] == [kept.name]
     # The failing run does not replace what it was compared with.
     assert len(list((session.path / "kept").iterdir())) == 1
 

@@ -41,11 +41,18 @@ def check_trace(
 
     limits = load_budgets(Path(budgets))
     exits = Exits.of_trace(Path(trace))
-    before = Exits.of_trace(Path(against)) if against is not None else None
     verdicts = check(exits, limits)
-    text = report(exits, verdicts, before)
+    kept = all(verdict.kept for verdict in verdicts)
+    text = report(exits, verdicts, "" if kept or against is None else _difference(against, trace))
     if xml is not None:
         write_atomically(Path(xml), junit(trace, verdicts, text))
     typer.echo(text, nl=False)
-    if not all(verdict.kept for verdict in verdicts):
+    if not kept:
         raise typer.Exit(OVER_BUDGET)
+
+
+def _difference(before: str, after: str) -> str:
+    from lzero.cli.trace import profile_of
+    from lzero.trace.diff import compare, diff_table
+
+    return diff_table(compare(profile_of(before, []), profile_of(after, [])))

@@ -138,23 +138,26 @@ def check(exits: Exits, budgets: Sequence[Budget]) -> list[Verdict]:
     return [Verdict(budget, _value(exits, budget)) for budget in budgets]
 
 
-def report(exits: Exits, verdicts: Sequence[Verdict], before: Exits | None = None) -> str:
-    """Text about the verdicts; with a failing one also the exit table, its causes, and the diff to an earlier run."""
+def report(exits: Exits, verdicts: Sequence[Verdict], change: str = "") -> str:
+    """Text about the verdicts; with a failing one also the exit table, its causes, and what changed.
+
+    Parameters
+    ----------
+    exits:
+        What the budgets were held against.
+    verdicts:
+        The outcome of :func:`check`.
+    change:
+        Differences to an earlier trace, as text; empty without one.
+    """
     lines = [str(verdict) for verdict in verdicts]
     broken = sum(not verdict.kept for verdict in verdicts)
     lines.append(f"{len(verdicts) - broken} budgets kept, {broken} not")
     if broken:
         lines += ["", exits.table().rstrip()]
-        if before is not None:
-            lines += ["", "Against the trace recorded before:", "", difference(before, exits)]
+        if change:
+            lines += ["", "Against the trace recorded before:", "", change.rstrip()]
     return "\n".join(lines) + "\n"
-
-
-def difference(before: Exits, after: Exits) -> str:
-    """What changed between two runs, as ``lzero trace diff`` prints it."""
-    from lzero.trace.diff import diff_text
-
-    return diff_text(before.aggregates, after.aggregates)
 
 
 def _value(exits: Exits, budget: Budget) -> float | None:

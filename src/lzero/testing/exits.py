@@ -107,9 +107,9 @@ class Exits:
         UsageError, TraceFormatError
             The file is missing, or not a trace.
         """
-        from lzero.trace.load import load_aggregates
+        from lzero.trace.totals import totals_of
 
-        return cls(load_aggregates(path))
+        return cls(totals_of(str(path)))
 
     def per(self, reason: str, level: int = 1) -> Cost:
         """Cost of the exits of one reason.

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Generator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -136,22 +137,20 @@ def _keep(item: pytest.Item, made: GuestMachine) -> None:
         return
     target = _kept(item)
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_suffix(".partial")
-    shutil.copyfile(source, partial)
-    partial.replace(target)
+    unfinished = target.with_suffix(".partial")
+    shutil.copyfile(source, unfinished)
+    unfinished.replace(target)
 
 
 def _explanation(item: pytest.Item, made: GuestMachine) -> list[tuple[str, str]]:
     from lzero.errors import LzeroError
-    from lzero.testing.budget import difference
-    from lzero.testing.exits import Exits
 
     run = made.last
     sections = [("lzero exits", run.exits.table())]
     before = _kept(item)
     if before.exists():
         try:
-            changed = difference(Exits.of_trace(before), run.exits)
+            changed = _difference(before, run.trace)
         except LzeroError as error:
             changed = f"cannot compare with {before}: {error}"
         sections.append(("lzero exits against those of the last passing run", changed))
@@ -160,6 +159,13 @@ def _explanation(item: pytest.Item, made: GuestMachine) -> list[tuple[str, str]]
     if run.result.message:
         sections.append((f"lzero guest ended: {run.result.ended}", run.result.message))
     return sections
+
+
+def _difference(before: Path, after: Path) -> str:
+    from lzero.trace.diff import compare, diff_table, profile_rows
+    from lzero.trace.frames import frames
+
+    return diff_table(compare(*(profile_rows(path.name, partial(frames, str(path))) for path in (before, after))))
 
 
 def _figures(made: GuestMachine) -> list[tuple[str, Any]]:
