@@ -80,5 +80,6 @@ def run(
         bochs.kill()
         bochs.communicate()
     log = folder / "log.txt"
-    panics = [line for line in log.read_text(errors="replace").splitlines() if line[11:12] == "p"] if log.exists() else []
+    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+    panics = [line for line in lines if line[11:12] == "p"]
     raise BochsError(f"no {until!r} on the console of {image.name} within {seconds} s: {console[-500:]!r} {panics}")

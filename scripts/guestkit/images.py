@@ -27,8 +27,8 @@ LINUX_LIBRARY = ("lib/linux_start.S", "lib/linux.c", "lib/format.c")
 FREESTANDING = (
     "-m64 -O2 -std=gnu11 -ffreestanding -nostdlib -static -no-pie -fno-pie -mcmodel=small -mno-red-zone "
     "-mgeneral-regs-only -fno-stack-protector -fcf-protection=none -fno-asynchronous-unwind-tables -fno-ident "
-    "-ffunction-sections -fdata-sections -fno-strict-aliasing -Wall -Wextra -Wno-missing-field-initializers -Wstrict-prototypes "
-    "-Wmissing-prototypes -Werror"
+    "-ffunction-sections -fdata-sections -fno-strict-aliasing -Wall -Wextra -Wno-missing-field-initializers "
+    "-Wstrict-prototypes -Wmissing-prototypes -Werror"
 ).split()
 LINK = "-Wl,--build-id=none -Wl,-z,noexecstack -Wl,--no-gc-sections".split()
 LINK_KERNEL = "-Wl,--no-warn-rwx-segments -Wl,-n -Wl,-T,lib/link.ld".split()
