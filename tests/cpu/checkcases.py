@@ -280,6 +280,18 @@ EXECUTION = [
         (*SHADOW_TPR, on(ProcBased3.IPI_VIRTUALIZATION), put(PID_POINTER_TABLE_ADDRESS=BEYOND - 16)),
     ),
 ]
+APIC_TIMER = (*VIRTUAL_INTERRUPTS, on(ProcBased3.APIC_TIMER_VIRTUALIZATION))
+EXECUTION += [
+    Case(
+        "control.pebs_guest_physical.ept",
+        off(ProcBased2.ENABLE_EPT),
+        nothing,
+        (*EPT, on(ProcBased3.PEBS_USES_GUEST_PHYSICAL_ADDRESSES)),
+    ),
+    Case("control.apic_timer.virtual_interrupts", off(ProcBased2.VIRTUAL_INTERRUPT_DELIVERY), nothing, APIC_TIMER),
+    Case("control.apic_timer.rdtsc_exiting", on(ProcBased.RDTSC_EXITING), nothing, APIC_TIMER),
+    Case("control.apic_timer.vector", put(VIRTUAL_TIMER_VECTOR=0x100), put(VIRTUAL_TIMER_VECTOR=0xFF), APIC_TIMER),
+]
 PT = (
     *EPT,
     on(
@@ -297,6 +309,7 @@ EXECUTION += [
 VALID = 1 << 31
 HARDWARE, NMI, EXTERNAL, SOFTWARE_INTERRUPT, SOFTWARE_EXCEPTION, OTHER = (kind << 8 for kind in (3, 2, 0, 4, 6, 7))
 ERROR_CODE = 1 << 11
+NESTED = 1 << 13
 
 
 def event(info: int) -> Edit:
@@ -305,11 +318,12 @@ def event(info: int) -> Edit:
 
 
 NO_MTF = offer(proc=type(EVERYTHING.proc)(EVERYTHING.proc.allowed0, EVERYTHING.proc.allowed1 & ~(1 << 27)))
+NO_FRED = offer(cr4_fixed1=EVERYTHING.cr4_fixed1 & ~int(Cr4.FRED))
 
 EXIT_ENTRY = [
     Case("control.exit.reserved", flip(VM_EXIT_CONTROLS=1 << 4), nothing),
     Case("control.exit.reserved", flip(VM_EXIT_CONTROLS=1), nothing),
-    Case("control.exit2.reserved", flip(SECONDARY_VM_EXIT_CONTROLS=1 << 40), nothing, (on(VmExit2.LOAD_IA32_FRED),)),
+    Case("control.exit2.reserved", flip(SECONDARY_VM_EXIT_CONTROLS=1 << 40), nothing, (on(VmExit2.LOAD_FRED),)),
     _needs(
         "control.exit.preemption_timer",
         VmExit.SAVE_VMX_PREEMPTION_TIMER_VALUE,
@@ -320,7 +334,30 @@ EXIT_ENTRY = [
     Case("control.entry.reserved", flip(VM_ENTRY_CONTROLS=1), nothing),
     Case("control.entry.reserved", flip(VM_ENTRY_CONTROLS=1 << 31), nothing),
     Case("control.entry.event.type", event(1 << 8), put(VM_ENTRY_INTERRUPTION_INFORMATION=1 << 8)),
-    Case("control.entry.event.type", event(OTHER), nothing, (NO_MTF,)),
+    Case("control.entry.event.type", event(OTHER), nothing, (NO_MTF, NO_FRED)),
+    Case("control.entry.event.vector", event(OTHER), nothing, (NO_MTF,)),
+    Case(
+        "control.entry.event.vector", event(OTHER | 1), flip(GUEST_CR4=Cr4.FRED), (put(VM_ENTRY_INSTRUCTION_LENGTH=2),)
+    ),
+    Case(
+        "control.entry.event.vector",
+        event(OTHER | 3),
+        event(OTHER | 2),
+        (put(VM_ENTRY_INSTRUCTION_LENGTH=2), flip(GUEST_CR4=Cr4.FRED)),
+    ),
+    Case(
+        "control.entry.event.instruction_length",
+        put(VM_ENTRY_INSTRUCTION_LENGTH=16),
+        put(VM_ENTRY_INSTRUCTION_LENGTH=2),
+        (event(OTHER | 1), flip(GUEST_CR4=Cr4.FRED)),
+    ),
+    Case("control.entry.event.nested_exception", event(HARDWARE | 6 | NESTED), event(HARDWARE | 6)),
+    Case(
+        "control.entry.event.nested_exception",
+        event(NMI | 2 | NESTED),
+        event(HARDWARE | 6 | NESTED),
+        (offer(nested_exception=True),),
+    ),
     Case("control.entry.event.vector", event(NMI | 3), event(NMI | 2)),
     Case("control.entry.event.vector", event(HARDWARE | 32), event(HARDWARE | 31)),
     Case("control.entry.event.vector", event(OTHER | 1), event(OTHER)),
@@ -341,6 +378,7 @@ EXIT_ENTRY = [
     ),
     Case("control.entry.event.reserved", event(NMI | 2 | 1 << 12), event(NMI | 2)),
     Case("control.entry.event.reserved", event(NMI | 2 | 1 << 30), event(NMI | 2)),
+    Case("control.entry.event.reserved", event(NMI | 2 | 1 << 14), event(NMI | 2)),
     Case(
         "control.entry.event.error_code",
         put(VM_ENTRY_EXCEPTION_ERROR_CODE=1 << 16),
@@ -388,6 +426,24 @@ def _canonical_page(id_: str, field: str, *given: Edit) -> list[Case]:
     ]
 
 
+def _fred(side: str, load: Edit) -> list[Case]:
+    """Rules on the FRED MSRs of one state area."""
+    low = side.lower()
+    cases = []
+    for name, reserved in (("CONFIG", (2, 4, 5, 11)), *((f"RSP{n}", (0, 5)) for n in (1, 2, 3))):
+        field = f"{side}_IA32_FRED_{name}"
+        cases += [
+            Case(f"{low}.fred.{name.lower()}", put(**{field: 1 << bit}), put(**{field: 1 << 6}), (load,))
+            for bit in reserved
+        ]
+        cases += _canonical_page(f"{low}.fred.{name.lower()}", field, load)
+    for n in (1, 2, 3):
+        field = f"{side}_IA32_FRED_SSP{n}"
+        cases.append(Case(f"{low}.fred.ssp{n}", put(**{field: 4}), put(**{field: 8}), (load,)))
+        cases += _canonical_page(f"{low}.fred.ssp{n}", field, load)
+    return cases
+
+
 def _registers(side: str, load: type[VmExit] | type[VmEntry], cet: Edit) -> list[Case]:
     """Rules that the host-state and the guest-state area share."""
     low = side.lower()
@@ -401,7 +457,6 @@ def _registers(side: str, load: type[VmExit] | type[VmEntry], cet: Edit) -> list
         Case(f"{low}.cr3.width", put(**{f"{side}_CR3": BIT63}), nothing),
         *_canonical(f"{low}.sysenter_esp", f"{side}_IA32_SYSENTER_ESP"),
         *_canonical(f"{low}.sysenter_eip", f"{side}_IA32_SYSENTER_EIP"),
-        *_canonical_page(f"{low}.s_cet.canonical", f"{side}_IA32_S_CET", cet),
         Case(f"{low}.s_cet.reserved", put(**{f"{side}_IA32_S_CET": 1 << 6}), put(**{f"{side}_IA32_S_CET": 1}), (cet,)),
         Case(
             f"{low}.s_cet.reserved",
@@ -444,7 +499,12 @@ def _registers(side: str, load: type[VmExit] | type[VmEntry], cet: Edit) -> list
 LONG_EFER = put(HOST_IA32_EFER=Efer.LMA | Efer.LME)
 HOST = [
     *_registers("HOST", VmExit, CET_EXIT),
-    *_canonical_page("host.ssp.canonical", "HOST_SSP", CET_EXIT),
+    *_fred("HOST", on(VmExit2.LOAD_FRED)),
+    Case("host.spec_ctrl", put(HOST_IA32_SPEC_CTRL=8), put(HOST_IA32_SPEC_CTRL=4), (on(VmExit2.LOAD_IA32_SPEC_CTRL),)),
+    Case("host.size32.fred", flip(HOST_CR4=Cr4.FRED), nothing, start=protected_host),
+    Case("host.size32.s_cet", put(HOST_IA32_S_CET=1 << 32), put(HOST_IA32_S_CET=1 << 31), (CET_EXIT,), protected_host),
+    *_canonical_page("host.size64.s_cet", "HOST_IA32_S_CET", CET_EXIT),
+    *_canonical_page("host.size64.ssp", "HOST_SSP", CET_EXIT),
     Case("host.efer.mode", flip(HOST_IA32_EFER=Efer.LMA), LONG_EFER, (on(VmExit.LOAD_IA32_EFER), LONG_EFER)),
     Case("host.efer.mode", flip(HOST_IA32_EFER=Efer.LME), LONG_EFER, (on(VmExit.LOAD_IA32_EFER), LONG_EFER)),
     Case(
@@ -492,6 +552,12 @@ LOAD_DEBUG, LOAD_EFER = on(VmEntry.LOAD_DEBUG_CONTROLS), on(VmEntry.LOAD_IA32_EF
 NO_CANONICAL_RIP = 1 << 48
 REGISTERS = [
     *_registers("GUEST", VmEntry, CET_ENTRY),
+    *_canonical_page("guest.s_cet.canonical", "GUEST_IA32_S_CET", CET_ENTRY),
+    *_fred("GUEST", on(VmEntry.LOAD_FRED)),
+    Case(
+        "guest.spec_ctrl", put(GUEST_IA32_SPEC_CTRL=8), put(GUEST_IA32_SPEC_CTRL=4), (on(VmEntry.LOAD_IA32_SPEC_CTRL),)
+    ),
+    Case("guest.cr4.fred", flip(GUEST_CR4=Cr4.FRED), flip(GUEST_CR4=Cr4.PGE), start=protected_mode),
     Case("guest.cr0.fixed", flip(GUEST_CR0=Cr0.PG), flip(GUEST_CR0=Cr0.NW | Cr0.CD), start=protected_mode),
     Case("guest.cr0.pg", flip(GUEST_CR0=Cr0.PG), flip(GUEST_CR0=Cr0.PE), start=real_mode),
     Case("guest.debugctl", put(GUEST_IA32_DEBUGCTL=8), put(GUEST_IA32_DEBUGCTL=2), (LOAD_DEBUG,)),
@@ -619,6 +685,12 @@ def _system(name: str) -> list[Case]:
     ]
 
 
+FRED_USER = (
+    flip(GUEST_CR4=Cr4.FRED),
+    put(GUEST_CS_SELECTOR=3, GUEST_SS_SELECTOR=3),
+    rights("CS", FLAT_CODE_64 | 0x60),
+    rights("SS", FLAT_DATA | 0x60),
+)
 SEGMENTS = [
     Case("guest.tr.selector", put(GUEST_TR_SELECTOR=4), put(GUEST_TR_SELECTOR=8)),
     Case("guest.ldtr.selector", put(GUEST_LDTR_SELECTOR=4), put(GUEST_LDTR_SELECTOR=8)),
@@ -659,6 +731,24 @@ SEGMENTS = [
         protected_mode,
     ),
     Case("guest.ss.dpl_zero", rights("SS", 0x93 | 0x20), nothing, (rights("CS", 0x9F),), real_mode),
+    Case("guest.ss.fred", rights("CS", 0xC09B), nothing, (flip(GUEST_CR4=Cr4.FRED),)),
+    Case("guest.ss.fred", put(GUEST_RFLAGS=0x1002), put(GUEST_RFLAGS=2), FRED_USER),
+    Case(
+        "guest.ss.fred",
+        put(GUEST_INTERRUPTIBILITY_STATE=1),
+        put(GUEST_INTERRUPTIBILITY_STATE=0),
+        (*FRED_USER, put(GUEST_RFLAGS=0x202)),
+    ),
+    Case(
+        "guest.ss.fred",
+        flip(GUEST_CR4=Cr4.FRED),
+        nothing,
+        (
+            put(GUEST_CS_SELECTOR=1, GUEST_SS_SELECTOR=1),
+            rights("CS", FLAT_CODE_64 | 0x20),
+            rights("SS", FLAT_DATA | 0x20),
+        ),
+    ),
     *(
         case
         for name in DATA
@@ -756,7 +846,13 @@ NON_REGISTER = [
     Case(
         "guest.interruptibility.nmi_mov_ss",
         state_(0, MOV_SS),
+        state_(0, BLOCK_NMI),
+        (event(NMI | 2),),
+    ),
+    Case(
+        "guest.interruptibility.nmi_sti",
         state_(0, STI, 0, INTERRUPTS),
+        state_(0, 0, 0, INTERRUPTS),
         (event(NMI | 2),),
     ),
     Case("guest.interruptibility.smi", state_(0, 4), processor(in_smm=True)),
@@ -801,6 +897,18 @@ NON_REGISTER = [
         nothing,
         store(0x9000, REVISION | 1 << 31, 4),
         (*LINKED, on(ProcBased2.VMCS_SHADOWING)),
+    ),
+    Case(
+        "guest.link_pointer.current",
+        on(VmEntry.ENTRY_TO_SMM),
+        off(VmEntry.ENTRY_TO_SMM),
+        (*LINKED, processor(current_vmcs=0x9000, in_smm=True), state_(0, 4)),
+    ),
+    Case(
+        "guest.link_pointer.executive",
+        put(EXECUTIVE_VMCS_POINTER=0x9000),
+        put(EXECUTIVE_VMCS_POINTER=0x8000),
+        (*LINKED, processor(in_smm=True)),
     ),
     Case("guest.link_pointer.current", processor(current_vmcs=0x9000), processor(current_vmcs=0x8000), LINKED),
     *(

@@ -50,6 +50,7 @@ EVERYTHING = VmxCapabilities.offering(
     perf_global_ctrl_valid=0x7_0000_000F,
     rtit_ctl_valid=0xF,
     lbr_ctl_valid=0xF,
+    spec_ctrl_valid=0x7,
     sgx_supported=True,
     rtm_supported=True,
     smm_supported=True,

@@ -4,7 +4,8 @@ Sections are those of the *Intel 64 and IA-32 Architectures Software Developer's
 numbering of the editions since 083 (2024): 25 "Virtual Machine Control Structures", 26 "VMX Non-Root Operation",
 27 "VM Entries", 28 "VM Exits", 29 "VMX Support for Address Translation", 30 "APIC Virtualization", 31 "VMX
 Instruction Reference", appendix A "VMX Capability Reporting Facility", B "Field Encoding in VMCS", C "VMX Basic Exit
-Reasons". Editions before number these chapters one lower (24 to 30). Other volumes are named ("vol. 2").
+Reasons". Earlier editions number these chapters one lower (24 to 30), those since late 2025 two higher (27 to 33); what
+follows the dot is nearly the same. Other volumes are named ("vol. 2").
 
 Every name is the manual's; the names of KVM and Linux are aliases. The room imports nothing of lzero.
 

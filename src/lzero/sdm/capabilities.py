@@ -197,6 +197,7 @@ class VmxCapabilities:
     perf_global_ctrl_valid: int = 0
     rtit_ctl_valid: int = 0
     lbr_ctl_valid: int = 0
+    spec_ctrl_valid: int = 0
     smm_supported: bool = False
     sgx_supported: bool = False
     rtm_supported: bool = False

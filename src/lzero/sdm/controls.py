@@ -176,8 +176,12 @@ class ProcBased3(IntFlag):
     EPT_PAGING_WRITE_CONTROL = 1 << 2
     GUEST_PAGING_VERIFICATION = 1 << 3
     IPI_VIRTUALIZATION = 1 << 4
+    SEAM_GUEST_PHYSICAL_ADDRESS_WIDTH = 1 << 5
     ENABLE_MSR_LIST_INSTRUCTIONS = 1 << 6
     VIRTUALIZE_IA32_SPEC_CTRL = 1 << 7
+    APIC_TIMER_VIRTUALIZATION = 1 << 8
+    ENABLE_PBNDKB = 1 << 9
+    PEBS_USES_GUEST_PHYSICAL_ADDRESSES = 1 << 12
 
     TERTIARY_EXEC_IPI_VIRT = IPI_VIRTUALIZATION
 
@@ -222,9 +226,13 @@ class VmExit(IntFlag):
 class VmExit2(IntFlag):
     """Secondary VM-exit controls, a 64-bit word (25.7.1, table 25-14)."""
 
-    SAVE_IA32_FRED = 1 << 0
-    LOAD_IA32_FRED = 1 << 1
+    SAVE_FRED = 1 << 0
+    LOAD_FRED = 1 << 1
+    LOAD_IA32_SPEC_CTRL = 1 << 2
     PREMATURELY_BUSY_SHADOW_STACK = 1 << 3
+
+    SECONDARY_VM_EXIT_SAVE_IA32_FRED = SAVE_FRED
+    SECONDARY_VM_EXIT_LOAD_IA32_FRED = LOAD_FRED
 
 
 class VmEntry(IntFlag):
@@ -244,7 +252,9 @@ class VmEntry(IntFlag):
     LOAD_CET_STATE = 1 << 20
     LOAD_GUEST_IA32_LBR_CTL = 1 << 21
     LOAD_PKRS = 1 << 22
-    LOAD_IA32_FRED = 1 << 23
+    LOAD_FRED = 1 << 23
+    LOAD_IA32_SPEC_CTRL = 1 << 24
+    ALLOW_SEAM_GUEST_TELEMETRY = 1 << 25
 
     VM_ENTRY_LOAD_DEBUG_CONTROLS = LOAD_DEBUG_CONTROLS
     VM_ENTRY_IA32E_MODE = IA32E_MODE_GUEST
@@ -257,10 +267,11 @@ class VmEntry(IntFlag):
     VM_ENTRY_PT_CONCEAL_PIP = CONCEAL_VMX_FROM_PT
     VM_ENTRY_LOAD_IA32_RTIT_CTL = LOAD_IA32_RTIT_CTL
     VM_ENTRY_LOAD_CET_STATE = LOAD_CET_STATE
+    VM_ENTRY_LOAD_IA32_FRED = LOAD_FRED
 
 
 class VmFunctions(IntFlag):
-    """VM-function controls, a 64-bit word (25.6.14, table 25-11)."""
+    """VM-function controls, a 64-bit word (25.6.14, table 25-10)."""
 
     EPTP_SWITCHING = 1 << 0
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from .controls import ControlFlag, PinBased, ProcBased, ProcBased2, ProcBased3, VmEntry, VmExit
+from .controls import ControlFlag, PinBased, ProcBased, ProcBased2, ProcBased3, VmEntry, VmExit, VmExit2, VmFunctions
 from .field_encodings import (
     HIGH,
     MAX_FIELD_INDEX,
@@ -69,7 +69,6 @@ class VmcsFieldRow:
 _F, _P2, _P3 = Field, ProcBased2, ProcBased3
 _EFER = (VmEntry.LOAD_IA32_EFER, VmExit.SAVE_IA32_EFER)
 _PAT = (VmEntry.LOAD_IA32_PAT, VmExit.SAVE_IA32_PAT)
-_PERF = (VmEntry.LOAD_IA32_PERF_GLOBAL_CTRL, VmExit.SAVE_IA32_PERF_GLOBAL_CTRL)
 _GUEST_SEGMENTS = tuple(f for f in Field if f.name.startswith("GUEST_") and f.name.endswith(("_SELECTOR", "_LIMIT")))
 _GUEST_BASES = tuple(f for f in Field if f.name.startswith("GUEST_") and f.name.endswith("_BASE"))
 _GUEST_RIGHTS = tuple(f for f in Field if f.name.startswith("GUEST_") and f.name.endswith("_ACCESS_RIGHTS"))
@@ -84,7 +83,7 @@ _TABLE: tuple[tuple[str, tuple[ControlFlag, ...], tuple[Field, ...]], ...] = (
     ("25.4.1", (), (_F.GUEST_RSP, _F.GUEST_RIP, _F.GUEST_RFLAGS)),
     ("25.4.1", (), (_F.GUEST_IA32_DEBUGCTL, _F.GUEST_SMBASE)),
     ("25.4.1", (), (_F.GUEST_IA32_SYSENTER_CS, _F.GUEST_IA32_SYSENTER_ESP, _F.GUEST_IA32_SYSENTER_EIP)),
-    ("25.4.1", _PERF, (_F.GUEST_IA32_PERF_GLOBAL_CTRL,)),
+    ("25.4.1", (VmEntry.LOAD_IA32_PERF_GLOBAL_CTRL,), (_F.GUEST_IA32_PERF_GLOBAL_CTRL,)),
     ("25.4.1", _PAT, (_F.GUEST_IA32_PAT,)),
     ("25.4.1", _EFER, (_F.GUEST_IA32_EFER,)),
     ("25.4.1", (VmEntry.LOAD_IA32_BNDCFGS, VmExit.CLEAR_IA32_BNDCFGS), (_F.GUEST_IA32_BNDCFGS,)),
@@ -96,7 +95,8 @@ _TABLE: tuple[tuple[str, tuple[ControlFlag, ...], tuple[Field, ...]], ...] = (
         (_F.GUEST_IA32_S_CET, _F.GUEST_SSP, _F.GUEST_IA32_INTERRUPT_SSP_TABLE_ADDR),
     ),
     ("25.4.1", (VmEntry.LOAD_PKRS,), (_F.GUEST_IA32_PKRS,)),
-    ("25.4.1", (VmEntry.LOAD_IA32_FRED,), _GUEST_FRED),
+    ("25.4.1", (VmEntry.LOAD_FRED, VmExit2.SAVE_FRED), _GUEST_FRED),
+    ("25.4.1", (VmEntry.LOAD_IA32_SPEC_CTRL,), (_F.GUEST_IA32_SPEC_CTRL,)),
     ("25.4.1", (VmEntry.LOAD_UINV, VmExit.CLEAR_UINV), (_F.GUEST_UINV,)),
     ("25.4.2", (), (_F.GUEST_ACTIVITY_STATE, _F.GUEST_INTERRUPTIBILITY_STATE)),
     ("25.4.2", (), (_F.GUEST_PENDING_DEBUG_EXCEPTIONS, _F.VMCS_LINK_POINTER)),
@@ -104,6 +104,7 @@ _TABLE: tuple[tuple[str, tuple[ControlFlag, ...], tuple[Field, ...]], ...] = (
     ("25.4.2", (_P2.ENABLE_EPT,), (_F.GUEST_PDPTE0, _F.GUEST_PDPTE1, _F.GUEST_PDPTE2, _F.GUEST_PDPTE3)),
     ("25.4.2", (_P2.VIRTUAL_INTERRUPT_DELIVERY,), (_F.GUEST_INTERRUPT_STATUS,)),
     ("25.4.2", (_P2.ENABLE_PML,), (_F.PML_INDEX,)),
+    ("25.4.2", (_P3.APIC_TIMER_VIRTUALIZATION,), (_F.GUEST_DEADLINE,)),
     ("25.5", (), _HOST_SEGMENTS),
     ("25.5", (), (_F.HOST_CR0, _F.HOST_CR3, _F.HOST_CR4, _F.HOST_RSP, _F.HOST_RIP)),
     ("25.5", (), (_F.HOST_IA32_SYSENTER_CS, _F.HOST_IA32_SYSENTER_ESP, _F.HOST_IA32_SYSENTER_EIP)),
@@ -112,8 +113,8 @@ _TABLE: tuple[tuple[str, tuple[ControlFlag, ...], tuple[Field, ...]], ...] = (
     ("25.5", (VmExit.LOAD_IA32_EFER,), (_F.HOST_IA32_EFER,)),
     ("25.5", (VmExit.LOAD_CET_STATE,), (_F.HOST_IA32_S_CET, _F.HOST_SSP, _F.HOST_IA32_INTERRUPT_SSP_TABLE_ADDR)),
     ("25.5", (VmExit.LOAD_PKRS,), (_F.HOST_IA32_PKRS,)),
-    # The secondary VM-exit controls that load FRED state exist only with that control word itself.
-    ("25.5", (VmExit.ACTIVATE_SECONDARY_CONTROLS,), _HOST_FRED),
+    ("25.5", (VmExit2.LOAD_FRED,), _HOST_FRED),
+    ("25.5", (VmExit2.LOAD_IA32_SPEC_CTRL,), (_F.HOST_IA32_SPEC_CTRL,)),
     ("25.6.1", (), (_F.PIN_BASED_VM_EXECUTION_CONTROLS,)),
     ("25.6.2", (), (_F.PRIMARY_PROCESSOR_BASED_VM_EXECUTION_CONTROLS,)),
     ("25.6.2", (ProcBased.ACTIVATE_SECONDARY_CONTROLS,), (_F.SECONDARY_PROCESSOR_BASED_VM_EXECUTION_CONTROLS,)),
@@ -141,10 +142,10 @@ _TABLE: tuple[tuple[str, tuple[ControlFlag, ...], tuple[Field, ...]], ...] = (
     ("25.6.9", (ProcBased.USE_MSR_BITMAPS,), (_F.MSR_BITMAPS_ADDRESS,)),
     ("25.6.10", (), (_F.EXECUTIVE_VMCS_POINTER,)),
     ("25.6.11", (_P2.ENABLE_EPT,), (_F.EPT_POINTER,)),
-    ("25.6.11", (_P3.ENABLE_HLAT,), (_F.HLAT_POINTER, _F.HLAT_PREFIX_SIZE)),
     ("25.6.12", (_P2.ENABLE_VPID,), (_F.VPID,)),
     ("25.6.13", (_P2.PAUSE_LOOP_EXITING,), (_F.PLE_GAP, _F.PLE_WINDOW)),
-    ("25.6.14", (_P2.ENABLE_VM_FUNCTIONS,), (_F.VM_FUNCTION_CONTROLS, _F.EPTP_LIST_ADDRESS)),
+    ("25.6.14", (_P2.ENABLE_VM_FUNCTIONS,), (_F.VM_FUNCTION_CONTROLS,)),
+    ("25.6.14", (VmFunctions.EPTP_SWITCHING,), (_F.EPTP_LIST_ADDRESS,)),
     ("25.6.15", (_P2.VMCS_SHADOWING,), (_F.VMREAD_BITMAP_ADDRESS, _F.VMWRITE_BITMAP_ADDRESS)),
     ("25.6.16", (_P2.ENABLE_ENCLS_EXITING,), (_F.ENCLS_EXITING_BITMAP,)),
     ("25.6.17", (_P2.ENABLE_ENCLV_EXITING,), (_F.ENCLV_EXITING_BITMAP,)),
@@ -153,11 +154,13 @@ _TABLE: tuple[tuple[str, tuple[ControlFlag, ...], tuple[Field, ...]], ...] = (
     ("25.6.20", (_P2.EPT_VIOLATION_VE,), (_F.VIRTUALIZATION_EXCEPTION_INFORMATION_ADDRESS, _F.EPTP_INDEX)),
     ("25.6.21", (_P2.ENABLE_XSAVES_XRSTORS,), (_F.XSS_EXITING_BITMAP,)),
     ("25.6.22", (_P2.SUB_PAGE_WRITE_PERMISSIONS_FOR_EPT,), (_F.SUB_PAGE_PERMISSION_TABLE_POINTER,)),
+    ("25.6.23", (_P3.ENABLE_HLAT,), (_F.HLAT_POINTER, _F.HLAT_PREFIX_SIZE)),
+    ("25.6.24", (_P2.PASID_TRANSLATION,), (_F.LOW_PASID_DIRECTORY_ADDRESS, _F.HIGH_PASID_DIRECTORY_ADDRESS)),
     ("25.6.25", (_P2.INSTRUCTION_TIMEOUT,), (_F.INSTRUCTION_TIMEOUT_CONTROL,)),
     ("25.6.26", (_P3.VIRTUALIZE_IA32_SPEC_CTRL,), (_F.IA32_SPEC_CTRL_MASK, _F.IA32_SPEC_CTRL_SHADOW)),
-    ("B.2.1", (_P2.PASID_TRANSLATION,), (_F.LOW_PASID_DIRECTORY_ADDRESS, _F.HIGH_PASID_DIRECTORY_ADDRESS)),
-    # Known encoding without a control in the public tables: it belongs to trust-domain extensions.
-    ("B.2.1", (_P3.GUEST_PAGING_VERIFICATION,), (_F.SHARED_EPT_POINTER,)),
+    # The next two are not in the editions that number this chapter 25.
+    ("27.6.26", (_P3.SEAM_GUEST_PHYSICAL_ADDRESS_WIDTH,), (_F.SHARED_EPT_POINTER, _F.SEAM_GUEST_KEYID)),
+    ("27.6.27", (_P3.APIC_TIMER_VIRTUALIZATION,), (_F.GUEST_DEADLINE_SHADOW, _F.VIRTUAL_TIMER_VECTOR)),
     ("25.7.1", (), (_F.VM_EXIT_CONTROLS,)),
     ("25.7.1", (VmExit.ACTIVATE_SECONDARY_CONTROLS,), (_F.SECONDARY_VM_EXIT_CONTROLS,)),
     ("25.7.2", (), (_F.VM_EXIT_MSR_STORE_COUNT, _F.VM_EXIT_MSR_STORE_ADDRESS)),
@@ -166,12 +169,12 @@ _TABLE: tuple[tuple[str, tuple[ControlFlag, ...], tuple[Field, ...]], ...] = (
     ("25.8.2", (), (_F.VM_ENTRY_MSR_LOAD_COUNT, _F.VM_ENTRY_MSR_LOAD_ADDRESS)),
     ("25.8.3", (), (_F.VM_ENTRY_INTERRUPTION_INFORMATION, _F.VM_ENTRY_EXCEPTION_ERROR_CODE)),
     ("25.8.3", (), (_F.VM_ENTRY_INSTRUCTION_LENGTH,)),
-    ("25.8.3", (VmEntry.LOAD_IA32_FRED,), (_F.INJECTED_EVENT_DATA,)),
+    ("25.8.3", (VmEntry.LOAD_FRED,), (_F.INJECTED_EVENT_DATA,)),
     ("25.9.1", (), (_F.EXIT_REASON, _F.EXIT_QUALIFICATION, _F.GUEST_LINEAR_ADDRESS)),
     ("25.9.1", (_P2.ENABLE_EPT,), (_F.GUEST_PHYSICAL_ADDRESS,)),
     ("25.9.2", (), (_F.VM_EXIT_INTERRUPTION_INFORMATION, _F.VM_EXIT_INTERRUPTION_ERROR_CODE)),
     ("25.9.3", (), (_F.IDT_VECTORING_INFORMATION, _F.IDT_VECTORING_ERROR_CODE)),
-    ("25.9.3", (VmEntry.LOAD_IA32_FRED,), (_F.ORIGINAL_EVENT_DATA,)),
+    ("25.9.3", (VmEntry.LOAD_FRED,), (_F.ORIGINAL_EVENT_DATA,)),
     ("25.9.4", (), (_F.VM_EXIT_INSTRUCTION_LENGTH, _F.VM_EXIT_INSTRUCTION_INFORMATION)),
     ("25.9.4", (), (_F.IO_RCX, _F.IO_RSI, _F.IO_RDI, _F.IO_RIP)),
     ("25.9.4", (_P3.ENABLE_MSR_LIST_INSTRUCTIONS,), (_F.MSR_DATA,)),
@@ -230,10 +233,17 @@ _UNKNOWN_TO_KVM = frozenset(
         *_HOST_FRED,
         *(_F.EPTP_INDEX, _F.HLAT_PREFIX_SIZE, _F.GUEST_UINV, _F.EXECUTIVE_VMCS_POINTER),
         *(_F.SUB_PAGE_PERMISSION_TABLE_POINTER, _F.ENCLV_EXITING_BITMAP, _F.LOW_PASID_DIRECTORY_ADDRESS),
-        *(_F.HIGH_PASID_DIRECTORY_ADDRESS, _F.SHARED_EPT_POINTER, _F.PCONFIG_EXITING_BITMAP, _F.HLAT_POINTER),
+        *(
+            _F.HIGH_PASID_DIRECTORY_ADDRESS,
+            _F.SHARED_EPT_POINTER,
+            _F.SEAM_GUEST_KEYID,
+            _F.PCONFIG_EXITING_BITMAP,
+            _F.HLAT_POINTER,
+        ),
         *(_F.SECONDARY_VM_EXIT_CONTROLS, _F.IA32_SPEC_CTRL_MASK, _F.IA32_SPEC_CTRL_SHADOW, _F.INJECTED_EVENT_DATA),
         *(_F.MSR_DATA, _F.ORIGINAL_EVENT_DATA, _F.GUEST_IA32_LBR_CTL, _F.GUEST_IA32_PKRS, _F.HOST_IA32_PKRS),
-        *(_F.GUEST_SMBASE, _F.IO_RCX, _F.IO_RSI, _F.IO_RDI, _F.IO_RIP),
+        *(_F.GUEST_IA32_SPEC_CTRL, _F.HOST_IA32_SPEC_CTRL, _F.GUEST_DEADLINE, _F.GUEST_DEADLINE_SHADOW),
+        *(_F.VIRTUAL_TIMER_VECTOR, _F.GUEST_SMBASE, _F.IO_RCX, _F.IO_RSI, _F.IO_RDI, _F.IO_RIP),
     )
 )
 _KVM_ALIASES = {int(member): name for name, member in Field.__members__.items() if name != member.name}

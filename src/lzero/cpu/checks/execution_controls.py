@@ -352,6 +352,7 @@ EXECUTION_CONTROL_CHECKS: tuple[Check, ...] = (
         (_F.HLAT_POINTER,),
         _hlat_pointer,
     ),
+    implies("control.pebs_guest_physical.ept", _P3.PEBS_USES_GUEST_PHYSICAL_ADDRESSES, _P2.ENABLE_EPT),
     implies("control.paging_write.ept", _P3.EPT_PAGING_WRITE_CONTROL, _P2.ENABLE_EPT),
     implies("control.guest_paging_verification.ept", _P3.GUEST_PAGING_VERIFICATION, _P2.ENABLE_EPT),
     implies("control.ipi_virtualization.tpr_shadow", _P3.IPI_VIRTUALIZATION, _P1.USE_TPR_SHADOW),
@@ -362,6 +363,15 @@ EXECUTION_CONTROL_CHECKS: tuple[Check, ...] = (
         _P3.IPI_VIRTUALIZATION,
         (_F.PID_POINTER_TABLE_ADDRESS, _F.LAST_PID_POINTER_INDEX),
         _pid_table_end,
+    ),
+    implies("control.apic_timer.virtual_interrupts", _P3.APIC_TIMER_VIRTUALIZATION, _P2.VIRTUAL_INTERRUPT_DELIVERY),
+    _excludes("control.apic_timer.rdtsc_exiting", _P3.APIC_TIMER_VIRTUALIZATION, _P1.RDTSC_EXITING),
+    control_rule(
+        "control.apic_timer.vector",
+        "the virtual-timer vector is in 0 to 255",
+        _P3.APIC_TIMER_VIRTUALIZATION,
+        (_F.VIRTUAL_TIMER_VECTOR,),
+        value_of(_F.VIRTUAL_TIMER_VECTOR, lambda vector: vector < 256),
     ),
 )
 """Rules on VM-execution controls in the manual's order."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from lzero.sdm.capabilities import VmxMisc
 from lzero.sdm.controls import PinBased, ProcBased, ProcBased2, VmEntry, VmExit
 from lzero.sdm.formats import EventType
-from lzero.sdm.registers import Cr0
+from lzero.sdm.registers import Cr0, Cr4
 from lzero.sdm.vmcs_fields import Field
 
 from .execution_controls import control_rule, implies, reserved
@@ -71,19 +71,30 @@ _SOFTWARE = frozenset(
     int(kind)
     for kind in (EventType.SOFTWARE_INTERRUPT, EventType.PRIVILEGED_SOFTWARE_EXCEPTION, EventType.SOFTWARE_EXCEPTION)
 )
+_SYSTEM_CALLS = (1, 2)
 _ERROR_CODE = 1 << 11
-_EVENT_RESERVED = 0x7FFF_F000
+_NESTED_EXCEPTION = 1 << 13
+_EVENT_RESERVED = 0x7FFF_D000
 _ERROR_CODE_VECTORS = frozenset({8, 10, 11, 12, 13, 14, 17})
 """The vectors that the rule names; #CP is not among them."""
 _MTF = int(ProcBased.MONITOR_TRAP_FLAG)
 _PE = int(Cr0.PE)
+_FRED = int(Cr4.FRED)
 _ZERO_LENGTH = int(VmxMisc.ZERO_LENGTH_INJECTION)
 _UNRESTRICTED_SET = gate(ProcBased2.UNRESTRICTED_GUEST).is_set
 
 
+def _offers_fred(c: CheckContext) -> bool:
+    return bool(c.capabilities.cr4_fixed1 & _FRED)
+
+
+def _guest_fred(c: CheckContext) -> bool:
+    return bool(c.read(int(_F.GUEST_CR4)) & _FRED)
+
+
 def _type(c: CheckContext) -> bool:
     kind = c.read(EVENT) >> 8 & 7
-    return kind != 1 and (kind != _OTHER or bool(c.capabilities.proc.allowed1 & _MTF))
+    return kind != 1 and (kind != _OTHER or bool(c.capabilities.proc.allowed1 & _MTF) or _offers_fred(c))
 
 
 def _vector(c: CheckContext) -> bool:
@@ -93,7 +104,10 @@ def _vector(c: CheckContext) -> bool:
         return vector == 2
     if kind == _HARDWARE:
         return vector < 32
-    return kind != _OTHER or vector == 0
+    if kind != _OTHER:
+        return True
+    # 0 is a pending MTF VM exit; with FRED, 1 is SYSCALL and 2 is SYSENTER.
+    return bool(c.capabilities.proc.allowed1 & _MTF) if vector == 0 else vector <= 2 and _guest_fred(c)
 
 
 def _error_code_valid(c: CheckContext) -> bool:
@@ -105,6 +119,11 @@ def _error_code_valid(c: CheckContext) -> bool:
     return delivers == (possible and event & 0xFF in _ERROR_CODE_VECTORS)
 
 
+def _nested_exception(c: CheckContext) -> bool:
+    event = c.read(EVENT)
+    return not event & _NESTED_EXCEPTION or event >> 8 & 7 == _HARDWARE and c.capabilities.nested_exception
+
+
 def _event_reserved(c: CheckContext) -> bool:
     return not c.read(EVENT) & _EVENT_RESERVED
 
@@ -114,7 +133,9 @@ def _error_code_value(c: CheckContext) -> bool:
 
 
 def _instruction_length(c: CheckContext) -> bool:
-    if c.read(EVENT) >> 8 & 7 not in _SOFTWARE:
+    event = c.read(EVENT)
+    kind = event >> 8 & 7
+    if kind not in _SOFTWARE and (kind != _OTHER or event & 0xFF not in _SYSTEM_CALLS):
         return True
     length = c.read(int(_F.VM_ENTRY_INSTRUCTION_LENGTH))
     return length <= 15 and (length > 0 or bool(c.capabilities.misc & _ZERO_LENGTH))
@@ -143,14 +164,22 @@ def _not_both_smm(c: CheckContext) -> bool:
 ENTRY_CONTROL_CHECKS: tuple[Check, ...] = (
     reserved("control.entry.reserved", Field(ENTRY), lambda caps: caps.entry, section=_ENTRY_SECTION),
     _event("control.entry.event.type", "the injected event's type is not a reserved value", (), _type),
-    _event("control.entry.event.vector", "the injected event's vector fits its type", (), _vector),
+    _event("control.entry.event.vector", "the injected event's vector fits its type", (_F.GUEST_CR4,), _vector),
     _event(
         "control.entry.event.error_code_valid",
         "an error code is delivered exactly with the exceptions that have one, in protected mode",
         (_F.GUEST_CR0, Field(PROC), Field(PROC2)),
         _error_code_valid,
     ),
-    _event("control.entry.event.reserved", "bits 30:12 of the interruption information are 0", (), _event_reserved),
+    _event(
+        "control.entry.event.nested_exception",
+        "the nested-exception bit comes with hardware exceptions, where IA32_VMX_BASIC offers it",
+        (),
+        _nested_exception,
+    ),
+    _event(
+        "control.entry.event.reserved", "bits 30:14 and 12 of the interruption information are 0", (), _event_reserved
+    ),
     _event(
         "control.entry.event.error_code",
         "bits 31:16 of a delivered error code are 0",

@@ -83,6 +83,10 @@ def _external_unblocked(c: CheckContext) -> bool:
     return c.read(EVENT) & _KIND != _EVENT_EXTERNAL or not c.read(_BLOCKING) & (_STI | _MOV_SS)
 
 
+def _nmi_sti(c: CheckContext) -> bool:
+    return c.read(EVENT) & _KIND != _EVENT_NMI or not c.read(_BLOCKING) & _STI
+
+
 def _nmi_unblocked(c: CheckContext) -> bool:
     return c.read(EVENT) & _KIND != _EVENT_NMI or not c.read(_BLOCKING) & _MOV_SS
 
@@ -172,6 +176,15 @@ _INTERRUPTIBILITY_CHECKS = (
         "injecting an external interrupt excludes blocking by STI and by MOV SS",
         (_F.GUEST_INTERRUPTIBILITY_STATE, Field(EVENT)),
         _external_unblocked,
+    ),
+    # Editions before 2025 leave this one to the processor.
+    _rule(
+        "guest.interruptibility.nmi_sti",
+        _SECTION,
+        "injecting an NMI excludes blocking by STI",
+        (_F.GUEST_INTERRUPTIBILITY_STATE, Field(EVENT)),
+        _nmi_sti,
+        qualification=int(EntryFailureQualification.NMI_INJECTION),
     ),
     _rule(
         "guest.interruptibility.nmi_mov_ss",
@@ -292,7 +305,16 @@ def _link_shadow(c: CheckContext) -> bool:
 
 def _link_not_current(c: CheckContext) -> bool:
     link = c.read(_LINK)
-    return link == NO_LINK_POINTER or link != c.current_vmcs
+    return link == NO_LINK_POINTER or link != c.current_vmcs or _returns_from_smm(c)
+
+
+def _link_not_executive(c: CheckContext) -> bool:
+    link = c.read(_LINK)
+    return link == NO_LINK_POINTER or link != c.read(int(_F.EXECUTIVE_VMCS_POINTER)) or not _returns_from_smm(c)
+
+
+def _returns_from_smm(c: CheckContext) -> bool:
+    return c.in_smm and not c.read(ENTRY) & _SMM_ENTRY
 
 
 _LINK_CHECKS = (
@@ -322,9 +344,17 @@ _LINK_CHECKS = (
     _link_rule(
         "guest.link_pointer.current",
         _SECTION,
-        "the VMCS link pointer does not name the current VMCS",
-        (_F.VMCS_LINK_POINTER,),
+        "the VMCS link pointer does not name the current VMCS, unless the entry returns from SMM",
+        (_F.VMCS_LINK_POINTER, Field(ENTRY)),
         _link_not_current,
+        outside=Outside.PROCESSOR,
+    ),
+    _link_rule(
+        "guest.link_pointer.executive",
+        _SECTION,
+        "when the entry returns from SMM, the VMCS link pointer is not the executive-VMCS pointer",
+        (_F.VMCS_LINK_POINTER, _F.EXECUTIVE_VMCS_POINTER, Field(ENTRY)),
+        _link_not_executive,
         outside=Outside.PROCESSOR,
     ),
 )

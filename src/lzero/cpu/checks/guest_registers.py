@@ -8,7 +8,7 @@ from lzero.sdm.controls import ProcBased2, VmEntry
 from lzero.sdm.registers import RFLAGS_ALWAYS_ONE, RFLAGS_RESERVED, AccessRights, Cr0, Cr4, Efer, Rflags
 from lzero.sdm.vmcs_fields import Field
 
-from .host_state import pat_is_valid, s_cet_is_valid
+from .host_state import fred_checks, pat_is_valid, s_cet_is_valid
 from .model import Check, CheckContext, CheckGroup
 from .terms import ENTRY, EVENT, EVENT_VALID, PROC, PROC2, canonical, fixed_bits, gate, physical, rule, value_of
 
@@ -23,7 +23,7 @@ _EFER, _RFLAGS = int(Field.GUEST_IA32_EFER), int(Field.GUEST_RFLAGS)
 _RIP, _SSP, _CS_RIGHTS = int(Field.GUEST_RIP), int(Field.GUEST_SSP), int(Field.GUEST_CS_ACCESS_RIGHTS)
 _PE, _PG, _WP = int(Cr0.PE), int(Cr0.PG), int(Cr0.WP)
 _NW_CD = int(Cr0.NW | Cr0.CD)
-_PAE, _PCIDE, _CET = int(Cr4.PAE), int(Cr4.PCIDE), int(Cr4.CET)
+_PAE, _PCIDE, _CET, _FRED = int(Cr4.PAE), int(Cr4.PCIDE), int(Cr4.CET), int(Cr4.FRED)
 _LMA, _LME = int(Efer.LMA), int(Efer.LME)
 _VM, _IF = int(Rflags.VM), int(Rflags.IF)
 _IA32E = int(VmEntry.IA32E_MODE_GUEST)
@@ -69,6 +69,10 @@ def _pcide_needs_ia32e(c: CheckContext) -> bool:
     return bool(c.read(ENTRY) & _IA32E) or not c.read(_CR4) & _PCIDE
 
 
+def _fred_needs_ia32e(c: CheckContext) -> bool:
+    return bool(c.read(ENTRY) & _IA32E) or not c.read(_CR4) & _FRED
+
+
 def _perf_global_ctrl(c: CheckContext) -> bool:
     return not c.read(int(_F.GUEST_IA32_PERF_GLOBAL_CTRL)) & ~c.capabilities.perf_global_ctrl_valid
 
@@ -91,6 +95,10 @@ _BNDCFGS_CANONICAL = canonical(Field.GUEST_IA32_BNDCFGS)
 
 def _rtit_ctl(c: CheckContext) -> bool:
     return not c.read(int(_F.GUEST_IA32_RTIT_CTL)) & ~c.capabilities.rtit_ctl_valid
+
+
+def _spec_ctrl(c: CheckContext) -> bool:
+    return not c.read(int(_F.GUEST_IA32_SPEC_CTRL)) & ~c.capabilities.spec_ctrl_valid
 
 
 def _lbr_ctl(c: CheckContext) -> bool:
@@ -140,6 +148,13 @@ GUEST_REGISTER_CHECKS: tuple[Check, ...] = (
         "CR4.PCIDE needs an IA-32e mode guest",
         (_F.GUEST_CR4, _ENTRY_FIELD),
         _pcide_needs_ia32e,
+    ),
+    guest_rule(
+        "guest.cr4.fred",
+        _REGISTERS,
+        "CR4.FRED needs an IA-32e mode guest",
+        (_F.GUEST_CR4, _ENTRY_FIELD),
+        _fred_needs_ia32e,
     ),
     guest_rule(
         "guest.cr3.width",
@@ -281,6 +296,15 @@ GUEST_REGISTER_CHECKS: tuple[Check, ...] = (
         (_F.GUEST_UINV,),
         value_of(_F.GUEST_UINV, lambda uinv: not uinv >> 8),
         when=VmEntry.LOAD_UINV,
+    ),
+    *fred_checks("guest", guest_rule, _REGISTERS, VmEntry.LOAD_FRED),
+    guest_rule(
+        "guest.spec_ctrl",
+        _REGISTERS,
+        "reserved bits of IA32_SPEC_CTRL are 0",
+        (_F.GUEST_IA32_SPEC_CTRL,),
+        _spec_ctrl,
+        when=VmEntry.LOAD_IA32_SPEC_CTRL,
     ),
 )
 """Rules of 27.3.1.1 in the manual's order."""

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from functools import partial
 
 from lzero.sdm.controls import ProcBased2, VmEntry
-from lzero.sdm.registers import BUSY_TSS, BUSY_TSS_16, LDT, AccessRights, Cr0, Rflags
+from lzero.sdm.formats import InterruptibilityState
+from lzero.sdm.registers import BUSY_TSS, BUSY_TSS_16, LDT, AccessRights, Cr0, Cr4, Rflags
 from lzero.sdm.vmcs_fields import Field
 
 from .model import Check, CheckContext, CheckGroup, Predicate
@@ -19,7 +20,9 @@ _F = Field
 _RFLAGS, _CR0 = int(Field.GUEST_RFLAGS), int(Field.GUEST_CR0)
 _CS_RIGHTS, _SS_RIGHTS = int(Field.GUEST_CS_ACCESS_RIGHTS), int(Field.GUEST_SS_ACCESS_RIGHTS)
 _CS_SELECTOR, _SS_SELECTOR = int(Field.GUEST_CS_SELECTOR), int(Field.GUEST_SS_SELECTOR)
-_VM, _PE = int(Rflags.VM), int(Cr0.PE)
+_CR4, _BLOCKING = int(Field.GUEST_CR4), int(Field.GUEST_INTERRUPTIBILITY_STATE)
+_VM, _IOPL, _PE, _FRED = int(Rflags.VM), int(Rflags.IOPL), int(Cr0.PE), int(Cr4.FRED)
+_STI = int(InterruptibilityState.BLOCKING_BY_STI)
 _IA32E = int(VmEntry.IA32E_MODE_GUEST)
 _UNUSABLE, _S, _P = int(AccessRights.UNUSABLE), int(AccessRights.S), int(AccessRights.P)
 _L, _DB, _G = int(AccessRights.L), int(AccessRights.DB), int(AccessRights.G)
@@ -189,6 +192,15 @@ def _ss_dpl_zero(c: CheckContext) -> bool:
     return not c.read(_SS_RIGHTS) & 0x60
 
 
+def _ss_fred(c: CheckContext) -> bool:
+    if not c.read(_CR4) & _FRED or c.read(_RFLAGS) & _VM:
+        return True
+    dpl = c.read(_SS_RIGHTS) >> 5 & 3
+    if dpl == 0:
+        return bool(c.read(_CS_RIGHTS) & _L)
+    return dpl == 3 and not c.read(_RFLAGS) & _IOPL and not c.read(_BLOCKING) & _STI
+
+
 def _data_dpl(name: str) -> Check:
     selector = int(_field(name, "SELECTOR"))
 
@@ -260,6 +272,19 @@ _RIGHTS = (
         "DPL of SS is 0 if CS has type 3 or CR0.PE is 0",
         (_F.GUEST_SS_ACCESS_RIGHTS, _F.GUEST_RFLAGS, _F.GUEST_CS_ACCESS_RIGHTS, _F.GUEST_CR0),
         _ss_dpl_zero,
+    ),
+    _rule(
+        "guest.ss.fred",
+        _SECTION,
+        "with CR4.FRED, DPL of SS is 0 with CS.L, or 3 with RFLAGS.IOPL = 0 and no blocking by STI",
+        (
+            _F.GUEST_SS_ACCESS_RIGHTS,
+            _F.GUEST_CS_ACCESS_RIGHTS,
+            _F.GUEST_CR4,
+            _F.GUEST_RFLAGS,
+            _F.GUEST_INTERRUPTIBILITY_STATE,
+        ),
+        _ss_fred,
     ),
     *(_data_dpl(name) for name in _DATA),
     *(check for name in _V86_SEGMENTS for check in _common(name)),

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
-from lzero.sdm.controls import VmEntry, VmExit
+from lzero.sdm.controls import ControlFlag, VmEntry, VmExit, VmExit2
 from lzero.sdm.registers import Cr0, Cr4, Efer
 from lzero.sdm.vmcs_fields import Field
 
-from .model import Check, CheckContext, CheckGroup, Outside
+from .model import Check, CheckContext, CheckGroup, Outside, Predicate
 from .terms import ENTRY, EXIT, canonical, fixed_bits, physical, rule, value_of
 
-__all__ = ["HOST_STATE_CHECKS", "pat_is_valid", "s_cet_is_valid"]
+__all__ = ["HOST_STATE_CHECKS", "fred_checks", "pat_is_valid", "s_cet_is_valid"]
 
 _REGISTERS = "27.2.2"
 _SEGMENTS = "27.2.3"
 _SIZE = "27.2.4"
 _F = Field
 _CR0, _CR4 = int(Field.HOST_CR0), int(Field.HOST_CR4)
-_RIP, _SSP = int(Field.HOST_RIP), int(Field.HOST_SSP)
-_WP, _CET, _PAE, _PCIDE = int(Cr0.WP), int(Cr4.CET), int(Cr4.PAE), int(Cr4.PCIDE)
+_WP, _CET, _PAE, _PCIDE, _FRED = int(Cr0.WP), int(Cr4.CET), int(Cr4.PAE), int(Cr4.PCIDE), int(Cr4.FRED)
 _HOST_64 = int(VmExit.HOST_ADDRESS_SPACE_SIZE)
 _IA32E_GUEST = int(VmEntry.IA32E_MODE_GUEST)
 _LMA_LME = int(Efer.LMA | Efer.LME)
@@ -37,6 +37,27 @@ def s_cet_is_valid(s_cet: int) -> bool:
 
 
 _rule = partial(rule, CheckGroup.HOST_STATE)
+_FRED_CONFIG_RESERVED = 0x834
+
+
+def fred_checks(side: str, make: Callable[..., Check], section: str, when: ControlFlag) -> tuple[Check, ...]:
+    """Rules on the FRED MSRs, the same in both state areas; ``side`` is ``host`` or ``guest``."""
+
+    def one(name: str, text: str, reserved: int) -> Check:
+        field = Field[f"{side.upper()}_IA32_FRED_{name}"]
+        is_canonical = canonical(field)
+
+        def predicate(c: CheckContext) -> bool:
+            return not c.read(int(field)) & reserved and is_canonical(c)
+
+        text = f"{text} of the {side}'s IA32_FRED_{name} are 0, and it is canonical"
+        return make(f"{side}.fred.{name.lower()}", section, text, (field,), predicate, when=when)
+
+    return (
+        one("CONFIG", "bits 11, 5:4 and 2", _FRED_CONFIG_RESERVED),
+        *(one(f"RSP{n}", "bits 5:0", 0x3F) for n in (1, 2, 3)),
+        *(one(f"SSP{n}", "bits 2:0", 0x7) for n in (1, 2, 3)),
+    )
 
 
 def _cr0_fixed(c: CheckContext) -> bool:
@@ -94,34 +115,47 @@ def _size_is_mode(c: CheckContext) -> bool:
     return bool(c.read(EXIT) & _HOST_64) == c.ia32e_mode
 
 
-def _size32_guest(c: CheckContext) -> bool:
-    return bool(c.read(EXIT) & _HOST_64) or not c.read(ENTRY) & _IA32E_GUEST
+def _when_32(test: Predicate) -> Predicate:
+    """``test`` for a host that is not 64-bit."""
+
+    def predicate(c: CheckContext) -> bool:
+        return bool(c.read(EXIT) & _HOST_64) or test(c)
+
+    return predicate
 
 
-def _size32_pcide(c: CheckContext) -> bool:
-    return bool(c.read(EXIT) & _HOST_64) or not c.read(_CR4) & _PCIDE
+def _when_64(test: Predicate) -> Predicate:
+    """``test`` for a 64-bit host."""
+
+    def predicate(c: CheckContext) -> bool:
+        return not c.read(EXIT) & _HOST_64 or test(c)
+
+    return predicate
 
 
-def _size32_rip(c: CheckContext) -> bool:
-    return bool(c.read(EXIT) & _HOST_64) or not c.read(_RIP) >> 32
-
-
-def _size32_ssp(c: CheckContext) -> bool:
-    return bool(c.read(EXIT) & _HOST_64) or not c.read(_SSP) >> 32
-
-
-def _size64_pae(c: CheckContext) -> bool:
-    return not c.read(EXIT) & _HOST_64 or bool(c.read(_CR4) & _PAE)
-
-
-_RIP_CANONICAL = canonical(Field.HOST_RIP)
-
-
-def _size64_rip(c: CheckContext) -> bool:
-    return not c.read(EXIT) & _HOST_64 or _RIP_CANONICAL(c)
+def _spec_ctrl(c: CheckContext) -> bool:
+    return not c.read(int(_F.HOST_IA32_SPEC_CTRL)) & ~c.capabilities.spec_ctrl_valid
 
 
 _EXIT_FIELD, _ENTRY_FIELD = Field(EXIT), Field(ENTRY)
+
+
+def _fits_32(value: int) -> bool:
+    return not value >> 32
+
+
+def _size32(
+    suffix: str, text: str, field: Field, test: Callable[[int], bool], *, when: ControlFlag | None = None
+) -> Check:
+    predicate = _when_32(value_of(field, test))
+    text = f"a host that is not 64-bit {text}"
+    return _rule(f"host.size32.{suffix}", _SIZE, text, (_EXIT_FIELD, field), predicate, when=when)
+
+
+def _size64(suffix: str, text: str, field: Field, test: Predicate, *, when: ControlFlag | None = None) -> Check:
+    text = f"a 64-bit host {text}"
+    return _rule(f"host.size64.{suffix}", _SIZE, text, (_EXIT_FIELD, field), _when_64(test), when=when)
+
 
 HOST_STATE_CHECKS: tuple[Check, ...] = (
     _rule("host.cr0.fixed", _REGISTERS, "the host's CR0 has only bits that VMX allows", (_F.HOST_CR0,), _cr0_fixed),
@@ -149,35 +183,11 @@ HOST_STATE_CHECKS: tuple[Check, ...] = (
         canonical(_F.HOST_IA32_SYSENTER_EIP),
     ),
     _rule(
-        "host.s_cet.canonical",
-        _REGISTERS,
-        "the host's IA32_S_CET is canonical",
-        (_F.HOST_IA32_S_CET,),
-        canonical(_F.HOST_IA32_S_CET),
-        when=VmExit.LOAD_CET_STATE,
-    ),
-    _rule(
         "host.s_cet.reserved",
         _REGISTERS,
         "reserved bits of the host's IA32_S_CET are 0, and SUPPRESS and TRACKER not both 1",
         (_F.HOST_IA32_S_CET,),
         value_of(_F.HOST_IA32_S_CET, s_cet_is_valid),
-        when=VmExit.LOAD_CET_STATE,
-    ),
-    _rule(
-        "host.interrupt_ssp_table",
-        _REGISTERS,
-        "the host's IA32_INTERRUPT_SSP_TABLE_ADDR is canonical",
-        (_F.HOST_IA32_INTERRUPT_SSP_TABLE_ADDR,),
-        canonical(_F.HOST_IA32_INTERRUPT_SSP_TABLE_ADDR),
-        when=VmExit.LOAD_CET_STATE,
-    ),
-    _rule(
-        "host.ssp.canonical",
-        _REGISTERS,
-        "the host's SSP is canonical",
-        (_F.HOST_SSP,),
-        canonical(_F.HOST_SSP),
         when=VmExit.LOAD_CET_STATE,
     ),
     _rule(
@@ -228,6 +238,15 @@ HOST_STATE_CHECKS: tuple[Check, ...] = (
         value_of(_F.HOST_IA32_PKRS, lambda pkrs: not pkrs >> 32),
         when=VmExit.LOAD_PKRS,
     ),
+    *fred_checks("host", _rule, _REGISTERS, VmExit2.LOAD_FRED),
+    _rule(
+        "host.spec_ctrl",
+        _REGISTERS,
+        "reserved bits of the host's IA32_SPEC_CTRL are 0",
+        (_F.HOST_IA32_SPEC_CTRL,),
+        _spec_ctrl,
+        when=VmExit2.LOAD_IA32_SPEC_CTRL,
+    ),
     *(_selector(name) for name in ("CS", "SS", "DS", "ES", "FS", "GS", "TR")),
     _nonzero("CS"),
     _nonzero("TR"),
@@ -255,36 +274,29 @@ HOST_STATE_CHECKS: tuple[Check, ...] = (
         _size_is_mode,
         outside=Outside.PROCESSOR,
     ),
-    _rule(
-        "host.size32.ia32e_guest",
-        _SIZE,
-        "a host that is not 64-bit has no IA-32e mode guest",
-        (_EXIT_FIELD, _ENTRY_FIELD),
-        _size32_guest,
-    ),
-    _rule(
-        "host.size32.pcide",
-        _SIZE,
-        "a host that is not 64-bit has CR4.PCIDE = 0",
-        (_EXIT_FIELD, _F.HOST_CR4),
-        _size32_pcide,
-    ),
-    _rule(
-        "host.size32.rip",
-        _SIZE,
-        "a host that is not 64-bit has bits 63:32 of RIP 0",
-        (_EXIT_FIELD, _F.HOST_RIP),
-        _size32_rip,
-    ),
-    _rule(
-        "host.size32.ssp",
-        _SIZE,
-        "a host that is not 64-bit has bits 63:32 of SSP 0",
-        (_EXIT_FIELD, _F.HOST_SSP),
-        _size32_ssp,
+    _size32("ia32e_guest", "has no IA-32e mode guest", Field(ENTRY), lambda value: not value & _IA32E_GUEST),
+    _size32("pcide", "has CR4.PCIDE = 0", _F.HOST_CR4, lambda cr4: not cr4 & _PCIDE),
+    _size32("fred", "has CR4.FRED = 0", _F.HOST_CR4, lambda cr4: not cr4 & _FRED),
+    _size32("rip", "has bits 63:32 of RIP 0", _F.HOST_RIP, _fits_32),
+    _size32("s_cet", "has bits 63:32 of IA32_S_CET 0", _F.HOST_IA32_S_CET, _fits_32, when=VmExit.LOAD_CET_STATE),
+    _size32("ssp", "has bits 63:32 of SSP 0", _F.HOST_SSP, _fits_32, when=VmExit.LOAD_CET_STATE),
+    _size64("pae", "has CR4.PAE = 1", _F.HOST_CR4, value_of(_F.HOST_CR4, lambda cr4: bool(cr4 & _PAE))),
+    _size64("rip", "has a canonical RIP", _F.HOST_RIP, canonical(_F.HOST_RIP)),
+    _size64(
+        "s_cet",
+        "has a canonical IA32_S_CET",
+        _F.HOST_IA32_S_CET,
+        canonical(_F.HOST_IA32_S_CET),
         when=VmExit.LOAD_CET_STATE,
     ),
-    _rule("host.size64.pae", _SIZE, "a 64-bit host has CR4.PAE = 1", (_EXIT_FIELD, _F.HOST_CR4), _size64_pae),
-    _rule("host.size64.rip", _SIZE, "a 64-bit host has a canonical RIP", (_EXIT_FIELD, _F.HOST_RIP), _size64_rip),
+    _size64("ssp", "has a canonical SSP", _F.HOST_SSP, canonical(_F.HOST_SSP), when=VmExit.LOAD_CET_STATE),
+    _rule(
+        "host.interrupt_ssp_table",
+        _SIZE,
+        "the host's IA32_INTERRUPT_SSP_TABLE_ADDR is canonical",
+        (_F.HOST_IA32_INTERRUPT_SSP_TABLE_ADDR,),
+        canonical(_F.HOST_IA32_INTERRUPT_SSP_TABLE_ADDR),
+        when=VmExit.LOAD_CET_STATE,
+    ),
 )
 """Rules on the host-state area in the manual's order."""

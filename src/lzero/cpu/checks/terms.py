@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from lzero.sdm.controls import ControlFlag, PinBased, ProcBased, ProcBased2, ProcBased3, VmEntry, VmExit
+from lzero.sdm.controls import ControlFlag, PinBased, ProcBased, ProcBased2, ProcBased3, VmEntry, VmExit, VmExit2
 from lzero.sdm.vmcs_fields import Field
 
 from .model import Check, CheckContext, CheckGroup, Outside, Predicate
@@ -27,6 +27,7 @@ EVENT = int(Field.VM_ENTRY_INTERRUPTION_INFORMATION)
 
 SECONDARY = int(ProcBased.ACTIVATE_SECONDARY_CONTROLS)
 TERTIARY = int(ProcBased.ACTIVATE_TERTIARY_CONTROLS)
+EXIT_SECONDARY = int(VmExit.ACTIVATE_SECONDARY_CONTROLS)
 EVENT_VALID = 1 << 31
 
 
@@ -48,12 +49,12 @@ def _direct(field: Field, bit: int) -> Predicate:
     return is_set
 
 
-def _behind(field: Field, bit: int, activator: int) -> Predicate:
+def _behind(field: Field, bit: int, primary: int, activator: int) -> Predicate:
     encoding = int(field)
 
     def is_set(c: CheckContext) -> bool:
-        # The word is read as 0 while the primary controls do not activate it (25.6.2).
-        return bool(c.read(PROC) & activator and c.read(encoding) & bit)
+        # The word is read as 0 while the primary one does not activate it (25.6.2, 25.7.1).
+        return bool(c.read(primary) & activator and c.read(encoding) & bit)
 
     return is_set
 
@@ -72,10 +73,13 @@ def gate(flag: ControlFlag) -> Gate:
             field = Field.VM_ENTRY_CONTROLS
         case ProcBased2():
             field = Field.SECONDARY_PROCESSOR_BASED_VM_EXECUTION_CONTROLS
-            return Gate(flag, _behind(field, bit, SECONDARY), (Field(PROC), field))
+            return Gate(flag, _behind(field, bit, PROC, SECONDARY), (Field(PROC), field))
         case ProcBased3():
             field = Field.TERTIARY_PROCESSOR_BASED_VM_EXECUTION_CONTROLS
-            return Gate(flag, _behind(field, bit, TERTIARY), (Field(PROC), field))
+            return Gate(flag, _behind(field, bit, PROC, TERTIARY), (Field(PROC), field))
+        case VmExit2():
+            field = Field.SECONDARY_VM_EXIT_CONTROLS
+            return Gate(flag, _behind(field, bit, EXIT, EXIT_SECONDARY), (Field(EXIT), field))
         case _:
             raise ValueError(f"{flag!r} has no gate")
     return Gate(flag, _direct(field, bit), (field,))
