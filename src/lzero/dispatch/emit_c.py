@@ -269,15 +269,20 @@ class _Emitter:
     def condition(self, node: Eq | Less | Range | Condition) -> str:
         match node:
             case Eq():
-                return f"reason == {reason_spelling(node.reason)}"
+                return self.hinted(f"reason == {reason_spelling(node.reason)}")
             case Less():
                 return f"reason < {reason_spelling(node.bound)}"
             case Range() if node.first == 0:
-                return f"reason <= {reason_spelling(node.last)}"  # an unsigned number is never below 0: a warning
+                # An unsigned number is never below 0, and compilers warn when it is asked.
+                return self.hinted(f"reason <= {reason_spelling(node.last)}")
             case Range():
-                return f"reason >= {reason_spelling(node.first)} && reason <= {reason_spelling(node.last)}"
+                return self.hinted(f"reason >= {reason_spelling(node.first)} && reason <= {reason_spelling(node.last)}")
             case Condition():
                 return self.spelling.conditions[node.test]
+
+    def hinted(self, condition: str) -> str:
+        """In a plan the way past failing tests is to be straight; clang jumps at each of them otherwise."""
+        return f"unlikely({condition})" if self.strategy.provenance is not None else condition
 
     def separate(self, before: list[str], tabs: str) -> list[str]:
         """Keeps a compiler from merging what follows with the tests before it; clang does so with a switch."""
@@ -425,6 +430,7 @@ def standalone_prelude(
         reason_constants(),
         _NESTED if ConditionName.NESTED in used else "",
         _BARRIER,
+        _UNLIKELY if strategy.provenance is not None else "",
         _TABLE_HELPERS if has_indirect_table(strategy.root) else "",
         _PARSE if out_of_line_functions(strategy.root) else "",
         _ENTRY_FAILED if ConditionName.FAILED_ENTRY in used else "",
@@ -453,6 +459,10 @@ struct kvm_vcpu {
 _BARRIER = """\
 /* The optimiser must take the value for unknown from here on, so it cannot merge or reorder what tests it. */
 #define LZERO_HIDE_VALUE(value) __asm__("" : "+r"(value))
+"""
+
+_UNLIKELY = """\
+#define unlikely(condition) __builtin_expect(!!(condition), 0)
 """
 
 _TABLE_HELPERS = """\
@@ -534,6 +544,7 @@ typedef unsigned int u32;
 typedef unsigned long long u64;
 
 #define noinline __attribute__((__noinline__))
+#define unlikely(condition) __builtin_expect(!!(condition), 0)
 #define OPTIMIZER_HIDE_VAR(var) __asm__("" : "+r"(var))
 #define array_index_nospec lzero_index_nospec
 

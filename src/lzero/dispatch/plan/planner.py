@@ -133,7 +133,7 @@ def make_plan(
         bound = lower_bound(domain.outcome_weights.values(), model, table=plan_class is not PlanClass.TREE)
     sensitivity = tuple(_sensitivity(found.tree, other, model, plan_class, tests) for other in others)
     gain = 1.0 - found.cost.ticks / reference.ticks if reference.ticks else 0.0
-    against = f"{found.cost.ticks:.1f} ticks per exit against {reference.ticks:.1f} of S2 ({gain:.0%} less)"
+    against = f"{found.cost.ticks:.1f} ticks per exit over a direct call, S2 {reference.ticks:.1f} ({gain:.0%} less)"
     strategy = Strategy(
         name,
         "",
