@@ -15,8 +15,8 @@ from time import perf_counter, perf_counter_ns
 from typing import Any, BinaryIO
 
 from lzero.cpu.processor import Processor
-from lzero.dispatch.compile_python import compile_python
 from lzero.dispatch import load_strategy
+from lzero.dispatch.compile_python import compile_python
 from lzero.errors import GuestFault, LzeroError
 from lzero.hypervisor.description import describe_guest
 from lzero.hypervisor.endings import HaltedForever, TripleFault

@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
-from lzero.cpu.checks import CheckContext, CheckGroup, Failure, run_checks
-from lzero.cpu.vmcs import Changed, Vmcs
+from lzero.cpu.checks import CheckContext, CheckPlan, Failure
+from lzero.cpu.vmcs import Vmcs
 from lzero.errors import ConsistencyError
 from lzero.sdm.capabilities import VmxCapabilities
 
-if TYPE_CHECKING:
-    from lzero.cpu.processor import Processor
-
-__all__ = ["VmFailure", "check_entry", "eptp_valid"]
-
-_GROUPS = {
-    CheckGroup.CONTROLS: Changed.CONTROLS,
-    CheckGroup.HOST_STATE: Changed.CONTROLS | Changed.HOST,
-    CheckGroup.GUEST_STATE: Changed.CONTROLS | Changed.GUEST,
-}
-
+__all__ = ["EntryChecker", "VmFailure", "eptp_valid"]
 
 class VmFailure(ConsistencyError):
     """VMLAUNCH or VMRESUME failed with VMfailValid: a control or host-state field breaks a rule.
@@ -35,13 +25,25 @@ class VmFailure(ConsistencyError):
         self.instruction_error = failure.vm_instruction_error
 
 
-def check_entry(processor: Processor, vmcs: Vmcs) -> Failure | None:
-    """The first rule that entry with this VMCS breaks, looking only at groups whose fields were written since the
-    last entry.
+class EntryChecker:
+    """The checks of VM entry for one processor.
+
+    Parameters
+    ----------
+    capabilities:
+        The VMX features that decide what is allowed.
+    memory:
+        Reads physical memory, for the rules that look there.
     """
-    context = CheckContext(vmcs.read, processor.capabilities, processor.memory.read)
-    groups = [group for group, changes in _GROUPS.items() if vmcs.changed & changes]
-    return run_checks(context, groups)
+
+    def __init__(self, capabilities: VmxCapabilities, memory: Callable[[int, int], bytes]) -> None:
+        self._capabilities = capabilities
+        self._memory = memory
+        self._plan = CheckPlan(capabilities)
+
+    def check(self, vmcs: Vmcs) -> Failure | None:
+        """The first rule that entry with this VMCS breaks, looking only at rules that read changed fields."""
+        return self._plan.run(CheckContext(vmcs.read, self._capabilities, self._memory), vmcs.changed)
 
 
 def eptp_valid(eptp: int, capabilities: VmxCapabilities) -> bool:

@@ -336,7 +336,7 @@ def table(p: Processor) -> dict[int, Callable[[], int]]:
         Trap.KICK: kick,
         Trap.EXCEPTION + Vector.UD: undefined,
     }
-    traps = {int(code): partial(function, p) for code, function in plain.items()}
+    traps: dict[int, Callable[[], int]] = {int(code): partial(function, p) for code, function in plain.items()}
     traps[int(Trap.EXPIRED)] = p.expired
     for code in range(Trap.IDTR_READ, Trap.TR_WRITE + 1):
         traps[code] = partial(descriptor_table, p)

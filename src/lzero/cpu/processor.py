@@ -11,16 +11,16 @@ from collections.abc import Callable
 from typing import Protocol
 
 from lzero.cpu import control_registers, intercepts
+from lzero.cpu.checks import Failure, field_mask
 from lzero.cpu.clock import ProcessorClock
 from lzero.cpu.configuration import Configuration, configure
 from lzero.cpu.engine import Action, Engine
-from lzero.cpu.checks import Failure
-from lzero.cpu.entry import VmFailure, check_entry, eptp_valid
+from lzero.cpu.entry import EntryChecker, VmFailure, eptp_valid
 from lzero.cpu.instruction import Instruction, InstructionCache, Mnemonic
 from lzero.cpu.memory import PhysicalMemory
 from lzero.cpu.shadow import shadow_access
 from lzero.cpu.virtual_apic import VirtualApic
-from lzero.cpu.vmcs import FIELD_POSITION, WRITE_PLAN, Changed, Vmcs
+from lzero.cpu.vmcs import CONTROL_FIELDS, FIELD_POSITION, WRITE_PLAN, Vmcs
 from lzero.errors import EngineError, GuestFault
 from lzero.sdm.capabilities import VmxCapabilities
 from lzero.sdm.controls import PinBased, ProcBased, ProcBased2, VmEntry, VmExit
@@ -50,6 +50,7 @@ _VALID = 1 << 31
 _M64 = (1 << 64) - 1
 _STOP, _ENTER = int(Action.STOP), int(Action.ENTER)
 _TIMER_SHIFT = 5
+_GUEST_MODE_FIELDS = field_mask((Field.GUEST_CR0, Field.GUEST_CR4, Field.GUEST_IA32_EFER))
 _IA32E_MODE = int(VmEntry.IA32E_MODE_GUEST)
 
 
@@ -84,6 +85,7 @@ class Processor:
         self.engine = Engine(self._on_trap)
         self.clock = ProcessorClock(self.engine, tsc_hz, host=host_clock)
         self.memory = PhysicalMemory(self.engine)
+        self._checker = EntryChecker(capabilities, self.memory.read)
         self.gpr = self.engine.gpr
         self.poll: Callable[[], None] | None = None
         self.shadow_vmcs: Vmcs | None = None
@@ -188,10 +190,10 @@ class Processor:
         """Check and load; on failed guest-state checks the host sees exit reason 33 at once."""
         vmcs, words = self.current, self.words
         if vmcs.changed:
-            failure = check_entry(self, vmcs)
+            failure = self._checker.check(vmcs)
             if failure is not None:
                 return self._entry_failed(failure)
-            if vmcs.changed & Changed.CONTROLS:
+            if vmcs.changed & CONTROL_FIELDS:
                 vmcs.configuration = self.configuration = configure(words)
                 self._apply(self.configuration)
             vmcs.changed = 0
@@ -413,7 +415,7 @@ class Processor:
         if not load(self, value):
             return False
         self._save_ia32e_mode()
-        self.current.changed |= int(Changed.GUEST)
+        self.current.changed |= _GUEST_MODE_FIELDS
         return True
 
     def string_operand(self, *, is_in: bool) -> int:

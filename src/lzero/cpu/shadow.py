@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lzero.cpu.checks import FIELD_BIT
 from lzero.cpu.engine import Action
 from lzero.cpu.instruction import Instruction
 from lzero.cpu.vmcs import FIELD_POSITION, WRITE_PLAN, Vmcs
@@ -73,6 +74,7 @@ def _write(p: Processor, i: Instruction, shadow: Vmcs, encoding: int) -> bool:
             return False
         value = int.from_bytes(data, "little")
     where, mask, _ = WRITE_PLAN[encoding & ~1]
+    shadow.changed |= FIELD_BIT[encoding]
     if encoding & 1:
         value = (shadow.words[where] & 0xFFFF_FFFF) | (value & 0xFFFF_FFFF) << 32
     shadow.words[where] = value & mask

@@ -3,20 +3,12 @@
 from __future__ import annotations
 
 import ctypes as C
-from enum import IntFlag
 
+from lzero.cpu.checks import ALL_DIRTY, FIELD_BIT, field_mask
 from lzero.cpu.layout import VMCS_WORDS, position
 from lzero.sdm.vmcs_fields import VMCS_FIELDS, Field, Kind, Width
 
-__all__ = ["FIELD_POSITION", "Changed", "Vmcs"]
-
-
-class Changed(IntFlag):
-    """Groups of fields that were written since the last VM entry, and so what must be checked again."""
-
-    CONTROLS = 1
-    HOST = 2
-    GUEST = 4
+__all__ = ["CONTROL_FIELDS", "FIELD_POSITION", "WRITE_PLAN", "Vmcs"]
 
 
 FIELD_POSITION: dict[int, int] = {encoding: position(encoding) for encoding in VMCS_FIELDS}
@@ -36,20 +28,20 @@ _CHECKED_AT_EVERY_ENTRY = {
     Field.VM_ENTRY_INSTRUCTION_LENGTH,
     Field.VMX_PREEMPTION_TIMER_VALUE,
 }
-_KIND_CHANGES = {Kind.CONTROL: Changed.CONTROLS, Kind.HOST_STATE: Changed.HOST, Kind.GUEST_STATE: Changed.GUEST}
+CONTROL_FIELDS = field_mask(encoding for encoding, row in VMCS_FIELDS.items() if row.kind is Kind.CONTROL)
+"""The bits of all control fields in :attr:`Vmcs.changed`."""
 
 
-def _changes(field: Field) -> int:
-    if field in _CHECKED_AT_EVERY_ENTRY:
-        return 0
-    return int(_KIND_CHANGES.get(VMCS_FIELDS[field].kind, 0))
+def _dirty_bit(encoding: int) -> int:
+    return 0 if encoding in _CHECKED_AT_EVERY_ENTRY else FIELD_BIT[encoding]
 
 
 WRITE_PLAN: dict[int, tuple[int, int, int]] = {
-    encoding: (FIELD_POSITION[encoding], _MASK[row.width], _changes(Field(encoding)))
-    for encoding, row in VMCS_FIELDS.items()
+    encoding: (FIELD_POSITION[encoding], _MASK[row.width], _dirty_bit(encoding)) for encoding, row in VMCS_FIELDS.items()
 }
-"""For each field: its word, the mask of its width, and the :class:`Changed` bits a write sets."""
+"""For each field: its word, the mask of its width, and its bit in :attr:`Vmcs.changed` (0 for fields that every entry
+looks at anyway).
+"""
 
 
 class Vmcs:
@@ -62,7 +54,8 @@ class Vmcs:
     launched:
         The launch state (SDM 3C 25.1).
     changed:
-        :class:`Changed` bits since the last entry.
+        Fields written since the last entry that passed the checks, as bits of
+        :data:`lzero.cpu.checks.FIELD_BIT`.
     """
 
     __slots__ = ("_buffer", "changed", "configuration", "launched", "words")
@@ -71,7 +64,7 @@ class Vmcs:
         self._buffer = (C.c_uint64 * VMCS_WORDS)()
         self.words = memoryview(self._buffer).cast("B").cast("Q")
         self.launched = False
-        self.changed = int(Changed.CONTROLS | Changed.HOST | Changed.GUEST)
+        self.changed = ALL_DIRTY
         self.configuration: object = None
 
     @property

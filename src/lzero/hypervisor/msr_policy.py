@@ -108,6 +108,11 @@ def _write_tsc(vcpu: Vcpu, value: int) -> None:
     vcpu.set_tsc(value)
 
 
+def _read_feature_control(vcpu: Vcpu) -> int:
+    """Locked, as firmware leaves it where there is no VMX; else open until the guest locks it."""
+    return vcpu.msrs.feature_control if vcpu.offers_vmx else 1
+
+
 def _write_feature_control(vcpu: Vcpu, value: int) -> None:
     if vcpu.msrs.feature_control & 1 or not vcpu.offers_vmx:
         raise MsrFault("WRMSR: value or register not accepted")
@@ -134,7 +139,7 @@ def _rows() -> dict[int, _Row]:
         Msr.IA32_TIME_STAMP_COUNTER: _Row(lambda vcpu: vcpu.pc.clock.tsc(), _write_tsc),
         Msr.IA32_TSC_ADJUST: _Row(lambda vcpu: vcpu.msrs.values.get(Msr.IA32_TSC_ADJUST, 0), _write_tsc_adjust),
         Msr.IA32_APIC_BASE: _Row(lambda vcpu: vcpu.pc.lapic.base, _write_apic_base),
-        Msr.IA32_FEATURE_CONTROL: _Row(lambda vcpu: vcpu.msrs.feature_control, _write_feature_control),
+        Msr.IA32_FEATURE_CONTROL: _Row(_read_feature_control, _write_feature_control),
         Msr.IA32_PLATFORM_ID: _constant(0),
         Msr.IA32_BIOS_SIGN_ID: _ignored(0),
         Msr.IA32_BIOS_UPDT_TRIG: _Row(lambda vcpu: 0, lambda vcpu, value: None),

@@ -1,0 +1,128 @@
+"""EPT for L2: what L1's EPT maps, through L0's own (SDM 3C 29.3).
+
+L2 runs on tables of L0 that are filled as L2 touches pages: guest-physical address of L2 → L1's EPT → guest-physical
+address of L1, which is the host's. A page is mapped with the rights that L1 gives; what L1 does not map exits to it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lzero.hypervisor.ept import ExtendedPageTables
+from lzero.sdm.formats import EptEntry
+
+if TYPE_CHECKING:
+    from lzero.hypervisor.vcpu import Vcpu
+
+__all__ = ["EptWalk", "ShadowEpt"]
+
+_ADDRESS = 0x000F_FFFF_FFFF_F000
+_RWX = 7
+_LARGE, _ACCESSED, _DIRTY = int(EptEntry.PAGE_SIZE), int(EptEntry.ACCESSED), int(EptEntry.DIRTY)
+_USER_EXECUTE = int(EptEntry.USER_EXECUTE)
+_WRITE = 2
+_CACHED = 16
+
+
+@dataclass(frozen=True, slots=True)
+class EptWalk:
+    """What L1's tables say about an access.
+
+    ``outcome`` is "mapped", "violation" or "misconfiguration"; ``rights`` the AND of the entries' low bits.
+    """
+
+    outcome: str
+    address: int
+    rights: int
+    suppress_ve: bool = False
+
+
+class ShadowEpt:
+    """The shadow tables of one VCPU, one set per EPT pointer of L1, the least recently used given up first.
+
+    Parameters
+    ----------
+    vcpu:
+        Whose memory the tables map.
+    """
+
+    def __init__(self, vcpu: Vcpu) -> None:
+        self._vcpu = vcpu
+        self._memory = vcpu.cpu.memory
+        self._reserved = _ADDRESS & ~((1 << vcpu.physical_address_bits) - 1)
+        self._tables: dict[int, ExtendedPageTables] = {}
+
+    def tables(self, eptp12: int) -> ExtendedPageTables:
+        """The shadow tables for an EPT pointer of L1."""
+        tables = self._tables.pop(eptp12, None)
+        if tables is None:
+            if len(self._tables) >= _CACHED:
+                self._tables.pop(next(iter(self._tables))).clear()
+            tables = ExtendedPageTables(self._memory)
+        self._tables[eptp12] = tables
+        return tables
+
+    def invalidate(self, eptp12: int | None = None) -> None:
+        """INVEPT: forget what was mapped for this EPT pointer, or for all."""
+        for pointer, tables in self._tables.items():
+            if eptp12 is None or (pointer ^ eptp12) & _ADDRESS == 0:
+                tables.clear()
+
+    def walk(self, eptp12: int, address: int, access: int, *, mbec: bool = False, user: bool = False) -> EptWalk:
+        """Look an L2 address up in L1's tables as the processor would, setting accessed and dirty flags.
+
+        Parameters
+        ----------
+        address:
+            Guest-physical address in L2.
+        access:
+            1 read, 2 write, 4 fetch, or a sum of them.
+        mbec, user:
+            Mode-based execute control is on; the fetch is from a user-mode linear address.
+        """
+        flags = bool(eptp12 & 0x40)
+        wanted = _USER_EXECUTE if mbec and user and access == 4 else access
+        present = _RWX | _USER_EXECUTE if mbec else _RWX
+        table, rights, visited = eptp12 & _ADDRESS, -1, []
+        for shift in (39, 30, 21, 12):
+            slot = table + (address >> shift & 511) * 8
+            entry = self._memory.read_u64(slot) if self._memory.backed(slot, 8) else 0
+            if not entry & present:
+                return EptWalk("violation", 0, 0, bool(entry >> 63))
+            leaf = shift == 12 or (shift <= 30 and bool(entry & _LARGE))
+            if self._misconfigured(entry, shift, leaf):
+                return EptWalk("misconfiguration", 0, 0)
+            rights &= entry
+            visited.append((slot, entry))
+            if leaf:
+                if rights & wanted != wanted:
+                    return EptWalk("violation", 0, rights, bool(entry >> 63))
+                if flags:
+                    self._mark(visited, write=bool(access & _WRITE))
+                offset = (1 << shift) - 1
+                dirty = not flags or access & _WRITE or entry & _DIRTY
+                allowed = rights if dirty else rights & ~_WRITE
+                return EptWalk("mapped", entry & _ADDRESS & ~offset | address & offset, allowed)
+            table = entry & _ADDRESS
+        raise AssertionError("the last level is a leaf")
+
+    def _misconfigured(self, entry: int, shift: int, leaf: bool) -> bool:
+        if entry & 3 == _WRITE or entry & self._reserved:
+            return True
+        if not leaf:
+            return bool(entry & 0x78) or (shift == 39 and bool(entry & _LARGE))
+        return entry >> 3 & 7 in (2, 3, 7) or bool(shift > 12 and entry & ((1 << shift) - 1) & ~0xFFF)
+
+    def _mark(self, visited: list[tuple[int, int]], *, write: bool) -> None:
+        last = len(visited) - 1
+        for number, (slot, entry) in enumerate(visited):
+            wanted = entry | _ACCESSED | (_DIRTY if write and number == last else 0)
+            if wanted != entry:
+                self._memory.write_u64(slot, wanted)
+
+    def fill(self, eptp12: int, address: int, found: EptWalk, *, mbec: bool) -> None:
+        """Map one page as L1's tables have it."""
+        rights = found.rights & (_RWX | (_USER_EXECUTE if mbec else 0))
+        self.tables(eptp12).map_page(address & _ADDRESS, found.address & _ADDRESS, rights)
+        self._vcpu.cpu.translation_added(address)

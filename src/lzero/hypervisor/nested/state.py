@@ -1,0 +1,62 @@
+"""What L0 remembers about L1's use of VMX."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lzero.cpu.entry import EntryChecker
+from lzero.cpu.memory import PhysicalMemory
+from lzero.cpu.vmcs import Vmcs
+from lzero.hypervisor.features import NESTED
+from lzero.hypervisor.nested.shadow_ept import ShadowEpt
+from lzero.hypervisor.nested.vmcs12 import NO_VMCS, Vmcs12
+
+if TYPE_CHECKING:
+    from lzero.hypervisor.vcpu import Vcpu
+
+__all__ = ["NestedState"]
+
+
+class NestedState:
+    """L1's VMX operation.
+
+    Attributes
+    ----------
+    vmxon_pointer:
+        Address of the VMXON region, :data:`NO_VMCS` outside VMX operation.
+    vmcs12:
+        The current VMCS, None if there is none.
+    vmcs02:
+        What L2 runs under.
+    preemption_deadline:
+        Guest time in ns at which L1's preemption timer for L2 runs out, None if it is not active.
+    """
+
+    def __init__(self, vcpu: Vcpu) -> None:
+        self.memory: PhysicalMemory = vcpu.cpu.memory
+        self.capabilities = NESTED
+        self.checker = EntryChecker(NESTED, self.memory.read)
+        self.vmxon_pointer = NO_VMCS
+        self.vmcs12: Vmcs12 | None = None
+        self.vmcs02 = Vmcs()
+        self.merged_for: Vmcs12 | None = None
+        self.host_loaded_for: Vmcs12 | None = None
+        self.preemption_deadline: int | None = None
+        self.ept = ShadowEpt(vcpu)
+        self.bitmap02 = self.memory.allocate_page()
+
+    @property
+    def in_vmx_operation(self) -> bool:
+        """L1 executed VMXON."""
+        return self.vmxon_pointer != NO_VMCS
+
+    @property
+    def current_pointer(self) -> int:
+        """The current-VMCS pointer as VMPTRST stores it."""
+        return self.vmcs12.address if self.vmcs12 is not None else NO_VMCS
+
+    def make_current(self, address: int) -> None:
+        """Write the current VMCS back and read another; :data:`NO_VMCS` leaves none."""
+        if self.vmcs12 is not None:
+            self.vmcs12.write_back()
+        self.vmcs12 = Vmcs12(self.memory, address) if address != NO_VMCS else None
