@@ -17,6 +17,7 @@ from lzero.errors import TraceFormatError
 from lzero.trace.readers.binary.cursor import Cursor, go_to, seekable
 from lzero.trace.readers.binary.fields import Buffer, Indices, Rows, plan_events
 from lzero.trace.readers.binary.formats import read_metadata
+from lzero.trace.readers.binary.native import NativeDecoder, library
 from lzero.trace.readers.binary.ordering import TimeOrder
 from lzero.trace.readers.binary.perf_header import (
     PERF_MAGIC,
@@ -28,7 +29,7 @@ from lzero.trace.readers.binary.perf_header import (
     read_file_header,
 )
 from lzero.trace.readers.binary.samples import SampleReader
-from lzero.trace.readers.binary.walk import next_plausible, walk_records
+from lzero.trace.readers.binary.walk import Words, next_plausible, walk_records
 from lzero.trace.readers.binary.window import MIN_WINDOW, StreamSource, Window
 from lzero.trace.readers.events import Diagnosis
 
@@ -122,6 +123,7 @@ class _Reader:
         self._diagnosis = diagnosis
         self._order = TimeOrder()
         self._samples: SampleReader | None = None
+        self._native: NativeDecoder | None = None
         self._newest = 0
         self._newest_at_round = 0
         self._safe_until = 0
@@ -147,23 +149,69 @@ class _Reader:
     def _records(self, window: Window) -> Iterator[Rows]:
         """Decode what a window holds, as far as whole records go."""
         while True:
-            data = window.held()
-            walk = walk_records(data.view("<u8"), _SPECIAL)
-            if walk.starts.size:
-                if window is self._window and self._unpacked.used:
-                    # Ordinary records come after the packed ones before them: the end of a round is one.
-                    yield from self._records(self._unpacked)
-                self._ordinary(Buffer(data), walk.starts, window)
-                yield from _some(self._order.release(self._safe_until))
-                yield from _some(self._order.overflow())
-            window.consume(8 * walk.end)
-            if not walk.stopped:
+            if window is self._window and self._unpacked.used:
+                # Ordinary records come after the packed ones before them: the end of a round is one.
+                yield from self._records(self._unpacked)
+            stopped = self._natively(window)
+            if stopped is None:
+                data = window.held()
+                walk = walk_records(data.view("<u8"), _SPECIAL)
+                if walk.starts.size:
+                    self._ordinary(Buffer(data), walk.starts, window)
+                window.consume(8 * walk.end)
+                stopped = walk.stopped
+            yield from _some(self._order.release(self._safe_until))
+            yield from _some(self._order.overflow())
+            if not stopped:
                 return
             more = self._special(window)
             if self._unpacked.used >= MIN_WINDOW and window is self._window:
                 yield from self._records(self._unpacked)
             if not more:
                 return
+
+    def _natively(self, window: Window) -> bool | None:
+        """Decode the window's whole records with the native library.
+
+        Returns
+        -------
+        bool or None
+            False when what is left is no whole record, None when the next record, or all, is for the slower way.
+        """
+        decoder = self._native_decoder()
+        if decoder is None:
+            return None
+        words = window.held().view("<u8")
+        state = decoder.state
+        state.newest, state.newest_at_round, state.safe_until = self._newest, self._newest_at_round, self._safe_until
+        rows, lost = decoder.decode(words)
+        self._newest, self._newest_at_round, self._safe_until = state.newest, state.newest_at_round, state.safe_until
+        self._diagnosis.events += rows.size
+        self._diagnosis.others += state.others
+        self._order.add(rows)
+        for start in lost.tolist():
+            self._lost(words, start, window)
+        window.consume(8 * state.end)
+        return None if state.stopped else False
+
+    def _native_decoder(self) -> NativeDecoder | None:
+        """The decoder, if the library is there and all samples have one layout."""
+        if self._native is None and self._samples is None:
+            native = library()
+            layouts = {(attribute.layout, attribute.type) for attribute in self._header.attributes}
+            if native is not None and len(layouts) == 1:
+                ((layout, kind),) = layouts
+                if kind == TYPE_TRACEPOINT and layout.has_raw:
+                    self._native = NativeDecoder(native, layout, plan_events(self._header.events))
+        return self._native
+
+    def _lost(self, words: Words, start: int, window: Window) -> None:
+        """A record that says how many events were lost."""
+        header = int(words[start])
+        word = 2 if header & 0xFFFF_FFFF == _LOST else 1
+        count = int(words[start + word]) if header >> 51 > word else 0
+        if count:
+            self._diagnosis.lose(min(count, 1 << 62), window.where(8 * start))
 
     def _ordinary(self, buffer: Buffer, starts: Indices, window: Window) -> None:
         headers = buffer.words64[starts]
@@ -178,10 +226,7 @@ class _Reader:
         self._rounds(np.flatnonzero(kinds == np.uint64(_FINISHED_ROUND)), rows, sampled[which])
         self._order.add(rows)
         for index in np.flatnonzero((kinds == np.uint64(_LOST)) | (kinds == np.uint64(_LOST_SAMPLES))):
-            word = 2 if int(kinds[index]) == _LOST else 1
-            count = int(buffer.words64[starts[index] + word]) if sizes[index] > word else 0
-            if count:
-                self._diagnosis.lose(min(count, 1 << 62), window.where(8 * int(starts[index])))
+            self._lost(buffer.words64, int(starts[index]), window)
 
     def _rounds(self, ends: Indices, rows: Rows, came: Indices) -> None:
         """Note up to which time every event has come.
@@ -242,7 +287,7 @@ class _Reader:
         count = (len(record) - end) // 8
         ids = struct.unpack_from(f"<{count}Q", record, end)
         self._header.attributes.append(parse_attribute(record[8:end], ids, self._diagnosis.source))
-        self._samples = None
+        self._samples = self._native = None
 
     def _tracing_data(self, window: Window, size: int, payload: int) -> bool:
         if payload > _MAX_TRACING_DATA:
@@ -251,7 +296,7 @@ class _Reader:
         window.consume(size)
         data = self._take(window, payload)
         self._header.events = read_metadata(Cursor(data, self._diagnosis.source, offset)).events
-        self._samples = None
+        self._samples = self._native = None
         return True
 
     def _take(self, window: Window, size: int) -> bytes:

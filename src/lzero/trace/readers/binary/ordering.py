@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import bisect
+
 import numpy as np
 
 from lzero.trace.readers.binary.fields import Rows, take_rows
+from lzero.trace.readers.binary.native import order_rows
 
 __all__ = ["TimeOrder"]
 
@@ -49,6 +52,10 @@ class TimeOrder:
         return self._release(None)
 
     def _sorted(self) -> Rows:
+        ordered = order_rows(self._held)
+        if ordered is not None:
+            self._held = [ordered]
+            return ordered
         rows = self._held[0] if len(self._held) == 1 else np.concatenate(self._held)
         times = np.ascontiguousarray(rows["time_ns"])
         if rows.size > 1 and bool((times[1:] < times[:-1]).any()):
@@ -60,12 +67,13 @@ class TimeOrder:
         if not self._count:
             return None
         rows = self._sorted()
-        count = rows.size if until is None else int(np.searchsorted(rows["time_ns"], np.uint64(until), side="right"))
+        count = rows.size if until is None else bisect.bisect_right(rows["time_ns"], until)
         if count == 0:
             return None
         out = rows[:count]
         self._held = [rows[count:]] if count < rows.size else []
         self._count = rows.size - count
-        self.late += int(np.count_nonzero(out["time_ns"] < np.uint64(self._last)))
+        if int(out["time_ns"][0]) < self._last:
+            self.late += int(np.count_nonzero(out["time_ns"] < np.uint64(self._last)))
         self._last = max(self._last, int(out["time_ns"][-1]))
         return out
