@@ -12,6 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from lzero.dispatch import emit_c as emit_module
 from lzero.dispatch import toolchain
 from lzero.dispatch.emit_c import STYLES, Style, emit_c
+from lzero.dispatch.plan.model import REFERENCE_MODEL
+from lzero.dispatch.plan.planner import PlanClass, make_plan
+from lzero.dispatch.plan_file import read_plan, write_plan
+from lzero.dispatch.profiles import load_profile
 from lzero.dispatch.prove import check_by_running, differences, outcomes_of_c, outcomes_of_tree
 from lzero.dispatch.strategies import STRATEGIES, Provenance, Strategy
 from lzero.dispatch.strategies import tests_then_table as front_of_table
@@ -60,6 +64,21 @@ def test_machine_code_keeps_its_promises(strategy: Strategy, style: Style, cc: s
 @pytest.mark.parametrize("strategy", EVERY, ids=lambda strategy: strategy.name)
 def test_compiled_c_calls_what_the_tree_says(strategy: Strategy, cc: str) -> None:
     assert len(check_by_running(strategy, [find_compiler(cc)])) == 3
+
+
+@compilers
+@pytest.mark.parametrize("plan_class", list(PlanClass))
+@pytest.mark.parametrize("profile", ["skewed", "nested-bursty"])
+def test_plans_keep_their_promises(profile: str, plan_class: PlanClass, cc: str, tmp_path: Path) -> None:
+    """From a profile through PLAN.json to machine code; and a plan means what the table means."""
+    plan = make_plan(load_profile(profile), REFERENCE_MODEL, plan_class, name="planned")
+    write_plan(tmp_path / "PLAN.json", plan.strategy)
+    strategy = read_plan(tmp_path / "PLAN.json")
+    assert differences(strategy, STRATEGIES["table"]) == ()
+    for style in STYLES:
+        result = verify_c(strategy, find_compiler(cc), style)
+        assert result.problems == ()
+        assert bool(result.indirect) is not strategy.promises_no_indirect_branch
 
 
 @compilers

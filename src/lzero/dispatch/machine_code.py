@@ -103,13 +103,15 @@ class _State:
 
     registers: dict[int, Any]
     mask: Mask
+    low_bytes: dict[int, int] = field(default_factory=dict)
+    """How many low bytes are known, for registers last written by an 8- or 16-bit instruction."""
     left: Any = None
     right: Any = None
     width: int = 32
     carry: Any = None
 
     def fork(self, mask: Mask) -> _State:
-        return replace(self, registers=dict(self.registers), mask=mask)
+        return replace(self, registers=dict(self.registers), low_bytes=dict(self.low_bytes), mask=mask)
 
 
 @dataclass
@@ -201,9 +203,11 @@ class _Walker:
         kind = instruction.op_kind(index)
         if kind == OpKind.REGISTER:
             register = instruction.op_register(index)
-            value = state.registers.get(RegisterExt.full_register(register))
-            size = RegisterExt.size(register)
-            if value is None or isinstance(value, _Vcpu | _Slot) or size == 8:
+            full, size = RegisterExt.full_register(register), RegisterExt.size(register)
+            value: Any = state.registers.get(full)
+            if _is_high_byte(register) or size > state.low_bytes.get(full, 8):
+                return None
+            if not _known(value) or size == 8:
                 return value
             return value & np.uint64((1 << 8 * size) - 1)
         if kind == OpKind.MEMORY:
@@ -248,9 +252,13 @@ class _Walker:
             raise UnknownShape(f"a dispatcher that writes memory: {line.text}")
         register = line.instruction.op_register(0)
         full, size = RegisterExt.full_register(register), RegisterExt.size(register)
-        if value is None or isinstance(value, _Vcpu | _Slot) or size < 4:
+        state.low_bytes.pop(full, None)
+        if not _known(value) or _is_high_byte(register):
             state.registers[full] = value if size >= 4 else None
             return
+        # A narrow write keeps the bits above, which are not tracked: the register is known in its low bytes only.
+        if size < 4:
+            state.low_bytes[full] = size
         state.registers[full] = value & np.uint64((1 << 8 * size) - 1)
 
     # -- instructions -------------------------------------------------------------------------------------------
@@ -296,8 +304,9 @@ class _Walker:
         ):
             if register == Register.NONE:
                 continue
-            value = state.registers.get(RegisterExt.full_register(register))
-            if value is None or isinstance(value, _Vcpu | _Slot):
+            full = RegisterExt.full_register(register)
+            value: Any = state.registers.get(full)
+            if not _known(value) or full in state.low_bytes:
                 return None
             total = total + value * np.uint64(scale)
         return total
@@ -411,6 +420,12 @@ class _Walker:
         if code not in results:
             raise UnknownShape(f"a branch on a flag no dispatcher needs: {line.text}")
         return results[code]()
+
+
+def _is_high_byte(register: int) -> bool:
+    from iced_x86 import Register
+
+    return register in (Register.AH, Register.BH, Register.CH, Register.DH)
 
 
 def _known(value: Any) -> bool:
