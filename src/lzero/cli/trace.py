@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from lzero.trace.aggregates import Aggregates
+    from lzero.trace.breakdown import Breakdown
     from lzero.trace.diff import Profile
     from lzero.trace.readers.events import Diagnosis
 
@@ -75,10 +76,10 @@ def show(
     scheduler: str | None = SCHEDULER,
 ) -> None:
     """Print the exits in the columns of `perf kvm stat report`."""
-    from lzero.trace.breakdown import Breakdown, break_down
+    from lzero.trace.breakdown import break_down
     from lzero.trace.filters import parse_filters
     from lzero.trace.frames import counts_of, frames
-    from lzero.trace.names import reason_name
+    from lzero.trace.store import is_store
     from lzero.trace.symbols import Symbols
     from lzero.trace.table import breakdown_table
 
@@ -92,8 +93,10 @@ def show(
     elif source != "-" and counts_of(source):
         if by != "reason" or filters:
             raise UsageError(f"{source}: holds numbers of exits per reason only; --by and --filter need the exits")
-        totals = _counts(source, diagnoses, strict).exits
-        result = Breakdown("reason", [(level, reason_name(code), item) for (level, code), item in totals.items()])
+        result = _by_reason(source, diagnoses, strict)
+    elif by == "reason" and not filters and source != "-" and not is_store(Path(source)):
+        # The usual question has a way of its own, without rows: several times faster than the general one.
+        result = _by_reason(source, diagnoses, strict)
     else:
         result = break_down(frames(source, diagnoses, strict=strict), by, condition, table)
     typer.echo(breakdown_table(result.sorted(sort), top), nl=False)
@@ -177,6 +180,15 @@ def profile_of(name: str, diagnoses: list[Diagnosis], strict: bool = False) -> P
     profile = profile_rows(name, inputs)
     diagnoses += passes[-1]
     return profile
+
+
+def _by_reason(name: str, diagnoses: list[Diagnosis], strict: bool) -> Breakdown:
+    """The exits of a recording by reason, from its totals."""
+    from lzero.trace.breakdown import Breakdown
+    from lzero.trace.names import reason_name
+
+    totals = _counts(name, diagnoses, strict).exits
+    return Breakdown("reason", [(level, reason_name(code), item) for (level, code), item in totals.items()])
 
 
 def _counts(name: str, diagnoses: list[Diagnosis], strict: bool) -> Aggregates:

@@ -1,1 +1,1 @@
-"""."""
+"""Rendering: traces and comparisons as HTML pages and tables."""

@@ -83,6 +83,12 @@ class Recording:
             from lzero.trace.readers.counts import read_counts
 
             return read_counts(self.input.kind, self.input.stream, self.diagnosis)
+        from lzero.trace.readers.binary.native import native_totals
+
+        if self.input.kind is not Kind.EMPTY:
+            totals = native_totals(self._events, self.diagnosis)
+            if totals is not None:
+                return totals
         aggregates = Aggregates()
         for rows in self.rows():
             add_rows(aggregates, rows)
