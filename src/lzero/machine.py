@@ -17,12 +17,14 @@ from typing import Any, BinaryIO
 from lzero.cpu.processor import Processor
 from lzero.dispatch import load_strategy
 from lzero.dispatch.compile_python import compile_python
+from lzero.dispatch.tree import handlers_used
 from lzero.errors import GuestFault, LzeroError
 from lzero.hypervisor.description import describe_guest
-from lzero.hypervisor.endings import HaltedForever, TripleFault
+from lzero.hypervisor.endings import HaltedForever, TripleFault, VmxAborted
 from lzero.hypervisor.ept import ExtendedPageTables
 from lzero.hypervisor.features import PROCESSOR
 from lzero.hypervisor.handlers import HANDLERS, undefined, unexpected_exit
+from lzero.hypervisor.nested.shadow_fields import load_shadow_fields
 from lzero.hypervisor.vcpu import Vcpu
 from lzero.options import MachineOptions
 from lzero.platform.clock import VirtualClock
@@ -76,6 +78,7 @@ class Machine:
             options = MachineOptions.of(image if image is not None else "", args, **choices)
         self.options = options
         strategy = load_strategy(options.dispatch)
+        shadow_fields = load_shadow_fields(options.shadow_vmcs)
         self.cpu = Processor(PROCESSOR, tsc_hz=options.tsc_hz, host_clock=options.clock == "host")
         try:
             self.memory = GuestMemory(options.memory_bytes)
@@ -90,18 +93,24 @@ class Machine:
                 ept.map_ram(region.gpa, region.size)
             ept.mark_devices(self.pc.bus.mmio_pages())
             self.vcpu = Vcpu(
-                self.cpu, self.pc, ept, self.recorder, ignore_msrs=options.ignore_msrs, warn=self._warn
+                self.cpu,
+                self.pc,
+                ept,
+                self.recorder,
+                ignore_msrs=options.ignore_msrs,
+                warn=self._warn,
+                offers_vmx=options.nested,
+                shadow_fields=shadow_fields,
             )
             self.vcpu.reset_to(self.pc.load(options.image, _load_options(options)))
         except BaseException:
             self.cpu.close()
             raise
-        handlers = {**{name: undefined for name in _vmx_names()}, **HANDLERS}
         self._dispatch = compile_python(
             strategy,
-            {name: handlers.get(name, undefined) for name in _all_names(strategy)},
+            {name: HANDLERS.get(name, undefined) for name in handlers_used(strategy.root)},
             unexpected=unexpected_exit,
-            nested=False,
+            nested=options.nested,
         )
         self._input = _Input(options.stdin, self.pc.feed_console)
         self.vcpu.on_idle = self._idle
@@ -161,6 +170,8 @@ class Machine:
             case HaltedForever(interrupts_enabled=enabled):
                 why = "no timer armed and no input to come" if enabled else "interrupts off"
                 return Ended.HALTED, None, describe_guest(self.vcpu, f"the guest halted with {why}")
+            case VmxAborted(indicator=indicator):
+                return Ended.FAULT, None, describe_guest(self.vcpu, f"VMX abort: {indicator}")
             case Timeout():
                 seconds, kind = self.options.timeout_s, self.options.timeout_kind
                 return Ended.TIMEOUT, None, describe_guest(self.vcpu, f"timeout after {seconds:g} s of {kind} time")
@@ -271,17 +282,3 @@ class _Input:
         select.select([self._descriptor], [], [])
         self.poll()
         return True
-
-
-def _vmx_names() -> tuple[str, ...]:
-    from lzero.dispatch.handlers import NESTED_INSTRUCTIONS
-
-    return ("handle_vmx_instruction", *(row.nested_handler for row in NESTED_INSTRUCTIONS if row.nested_handler))
-
-
-def _all_names(strategy: object) -> tuple[str, ...]:
-    from lzero.dispatch.strategies import Strategy
-    from lzero.dispatch.tree import handlers_used
-
-    assert isinstance(strategy, Strategy)
-    return tuple(handlers_used(strategy.root))

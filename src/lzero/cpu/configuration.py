@@ -130,5 +130,3 @@ def configure(words: memoryview) -> Configuration:
         entry=words[_P[Field.VM_ENTRY_CONTROLS]],
         slots=list(slots.items()),
     )
-
-

@@ -96,9 +96,13 @@ def write_control_register(p: Processor, number: int) -> int:
         return _write_cr3(p, i, general, value)
     if number == 8:
         return _write_cr8(p, i, general, value)
-    fields = (Field.CR0_GUEST_HOST_MASK, Field.CR0_READ_SHADOW) if number == 0 else (
-        Field.CR4_GUEST_HOST_MASK,
-        Field.CR4_READ_SHADOW,
+    fields = (
+        (Field.CR0_GUEST_HOST_MASK, Field.CR0_READ_SHADOW)
+        if number == 0
+        else (
+            Field.CR4_GUEST_HOST_MASK,
+            Field.CR4_READ_SHADOW,
+        )
     )
     mask, shadow = (p.vmread(field) for field in fields)
     if (value ^ shadow) & mask:

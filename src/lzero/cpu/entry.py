@@ -11,6 +11,7 @@ from lzero.sdm.capabilities import VmxCapabilities
 
 __all__ = ["EntryChecker", "VmFailure", "eptp_valid"]
 
+
 class VmFailure(ConsistencyError):
     """VMLAUNCH or VMRESUME failed with VMfailValid: a control or host-state field breaks a rule.
 

@@ -25,7 +25,9 @@ def _gpr_numbers() -> dict[int, tuple[int, int, int]]:
         table[getattr(Register, name)] = (number, 8, 0)
         table[getattr(Register, "E" + name[1:] if legacy else name + "D")] = (number, 4, 0)
         table[getattr(Register, name[1:] if legacy else name + "W")] = (number, 2, 0)
-        low = {"RAX": "AL", "RCX": "CL", "RDX": "DL", "RBX": "BL"}.get(name) or (name[1:] + "L" if legacy else name + "L")
+        low = {"RAX": "AL", "RCX": "CL", "RDX": "DL", "RBX": "BL"}.get(name) or (
+            name[1:] + "L" if legacy else name + "L"
+        )
         table[getattr(Register, low)] = (number, 1, 0)
     for number, name in enumerate(("AH", "CH", "DH", "BH")):
         table[getattr(Register, name)] = (number, 1, 8)

@@ -68,7 +68,9 @@ def instruction_information(i: Instruction) -> int:
     if m == Mnemonic.VMREAD:
         return VmreadVmwriteInformation(**_first_register(i), register2=i.register(1)[0]).pack()
     if m == Mnemonic.VMWRITE:
-        operand: dict[str, Any] = {"is_register": True, "register1": i.register(1)[0]} if i.is_register(1) else _memory(i)
+        operand: dict[str, Any] = (
+            {"is_register": True, "register1": i.register(1)[0]} if i.is_register(1) else _memory(i)
+        )
         return VmreadVmwriteInformation(**operand, register2=i.register(0)[0]).pack()
     if m in _DESCRIPTOR_TABLES:
         wide = i.raw.code not in _OPERAND_SIZE_16

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from lzero.cpu.engine import Engine
 from lzero.errors import EngineError
+from lzero.sdm.exceptions import Vector
 
 if TYPE_CHECKING:
     from lzero.cpu.processor import Processor
@@ -124,18 +125,19 @@ class PhysicalMemory:
             physical = self._engine.translate(start, write=False)
             if physical is None:
                 if fault:
-                    _page_fault(p, start, write=False)
+                    _translation_fault(p, start)
                 return None
             parts.append(self.read(physical, count))
         return b"".join(parts)
 
-    def write_linear(self, p: Processor, linear: int, data: bytes) -> bool:
+    def write_linear(self, p: Processor, linear: int, data: bytes, *, fault: bool = True) -> bool:
         """See :meth:`lzero.cpu.processor.Processor.write_linear`."""
         places = []
         for start, count in _pages(linear, len(data)):
             physical = self._engine.translate(start, write=True)
             if physical is None:
-                _page_fault(p, start, write=True)
+                if fault:
+                    _translation_fault(p, start)
                 return False
             places.append((physical, count))
         done = 0
@@ -165,6 +167,8 @@ def _pages(address: int, size: int) -> list[tuple[int, int]]:
     return pieces
 
 
-def _page_fault(p: Processor, linear: int, *, write: bool) -> None:
-    p.cr2 = linear
-    p.raise_exception(14, 2 if write else 0)
+def _translation_fault(p: Processor, linear: int) -> None:
+    vector, error_code = p.walk_failure()
+    if vector == Vector.PF:
+        p.cr2 = linear
+    p.raise_exception(vector, error_code)

@@ -330,7 +330,13 @@ class Processor:
         return self._enter()
 
     def instruction_exit(
-        self, reason: int, i: Instruction, qualification: int = 0, *, information: int = 0, guest_linear_address: int = 0
+        self,
+        reason: int,
+        i: Instruction,
+        qualification: int = 0,
+        *,
+        information: int = 0,
+        guest_linear_address: int = 0,
     ) -> int:
         """VM exit due to an instruction: RIP stays on it, its length is recorded."""
         return self.vm_exit(
@@ -447,22 +453,21 @@ class Processor:
         return linear & (_M64 if self._slots[self._bits] == 64 else 0xFFFF_FFFF)
 
     def guest_physical(self, linear: int, *, write: bool) -> int | None:
-        """Guest-physical address of a linear one for a supervisor access; None after a page fault, which is
-        delivered to the guest.
-        """
-        physical = self.engine.walk_guest(linear, write=write)
-        if physical is None:
-            self.cr2 = linear
-            self.raise_exception(14, 2 if write else 0)
-        return physical
+        """Guest-physical address of a linear one for a supervisor access; None where it would fault."""
+        return self.engine.walk_guest(linear, write=write)
+
+    def walk_failure(self) -> tuple[int, int]:
+        """Exception vector and error code of the last address that could not be translated."""
+        slots, slot = self._slots, self._slot
+        return slots[slot["walk_vector"]], slots[slot["walk_error"]]
 
     def read_linear(self, linear: int, size: int, *, fault: bool = True) -> bytes | None:
         """Read guest memory as a supervisor access; None after a page fault (delivered to the guest if `fault`)."""
         return self.memory.read_linear(self, linear, size, fault=fault)
 
-    def write_linear(self, linear: int, data: bytes) -> bool:
-        """Write guest memory as a supervisor access; False after a page fault, which is delivered to the guest."""
-        return self.memory.write_linear(self, linear, data)
+    def write_linear(self, linear: int, data: bytes, *, fault: bool = True) -> bool:
+        """Write guest memory as a supervisor access; False after a page fault (delivered to the guest if `fault`)."""
+        return self.memory.write_linear(self, linear, data, fault=fault)
 
     def load_pdptes(self, cr3: int) -> bool:
         """Load the four PDPTEs of PAE paging; False if one has a reserved bit set (SDM 3A 4.4.1)."""
@@ -517,7 +522,10 @@ class Processor:
     def in_pause_loop(self) -> bool:
         """Whether a PAUSE at CPL 0 belongs to a loop longer than PLE_Window (SDM 3C 26.1.3)."""
         words = self.words
-        if not self.configuration.proc2 & ProcBased2.PAUSE_LOOP_EXITING or words[_P[Field.GUEST_SS_ACCESS_RIGHTS]] >> 5 & 3:
+        if (
+            not self.configuration.proc2 & ProcBased2.PAUSE_LOOP_EXITING
+            or words[_P[Field.GUEST_SS_ACCESS_RIGHTS]] >> 5 & 3
+        ):
             return False
         now = self.clock.tsc()
         if now - self._last_pause > words[_P[Field.PLE_GAP]]:
@@ -596,5 +604,3 @@ class Processor:
 
 def _no_host(exit_reason: int, /) -> bool:
     raise EngineError(f"VM exit {exit_reason:#x} without a host: use Processor.run")
-
-

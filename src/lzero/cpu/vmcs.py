@@ -37,7 +37,8 @@ def _dirty_bit(encoding: int) -> int:
 
 
 WRITE_PLAN: dict[int, tuple[int, int, int]] = {
-    encoding: (FIELD_POSITION[encoding], _MASK[row.width], _dirty_bit(encoding)) for encoding, row in VMCS_FIELDS.items()
+    encoding: (FIELD_POSITION[encoding], _MASK[row.width], _dirty_bit(encoding))
+    for encoding, row in VMCS_FIELDS.items()
 }
 """For each field: its word, the mask of its width, and its bit in :attr:`Vmcs.changed` (0 for fields that every entry
 looks at anyway).

@@ -11,7 +11,7 @@ from lzero.sdm.vmcs_fields import Field
 if TYPE_CHECKING:
     from lzero.hypervisor.vcpu import Vcpu
 
-__all__ = ["HaltedForever", "TripleFault", "exit_requested", "halted_forever", "triple_fault"]
+__all__ = ["HaltedForever", "TripleFault", "VmxAborted", "exit_requested", "halted_forever", "triple_fault"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,13 @@ class HaltedForever:
 
     rip: int
     interrupts_enabled: bool
+
+
+@dataclass(frozen=True, slots=True)
+class VmxAborted:
+    """A VM exit to L1 could not be completed: the logical processor is in VMX-abort shutdown (28.7)."""
+
+    indicator: str
 
 
 def triple_fault(vcpu: Vcpu) -> bool:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from lzero.sdm.capabilities import EptVpidCap, VmxCapabilities, VmxMisc
+from dataclasses import replace
+
+from lzero.sdm.capabilities import ControlRange, EptVpidCap, VmxCapabilities, VmxMisc
 from lzero.sdm.controls import PinBased, ProcBased, ProcBased2, VmEntry, VmExit
 from lzero.sdm.registers import Cr4
 
-__all__ = ["PHYSICAL_ADDRESS_BITS", "PROCESSOR"]
+__all__ = ["NESTED", "PHYSICAL_ADDRESS_BITS", "PROCESSOR"]
 
 PHYSICAL_ADDRESS_BITS = 39
 """MAXPHYADDR: the engine takes page-table entries with higher address bits for reserved."""
@@ -67,10 +69,7 @@ PROCESSOR = VmxCapabilities.offering(
     | VmExit.SAVE_IA32_EFER
     | VmExit.LOAD_IA32_EFER
     | VmExit.SAVE_VMX_PREEMPTION_TIMER_VALUE,
-    entry=VmEntry.LOAD_DEBUG_CONTROLS
-    | VmEntry.IA32E_MODE_GUEST
-    | VmEntry.LOAD_IA32_PAT
-    | VmEntry.LOAD_IA32_EFER,
+    entry=VmEntry.LOAD_DEBUG_CONTROLS | VmEntry.IA32E_MODE_GUEST | VmEntry.LOAD_IA32_PAT | VmEntry.LOAD_IA32_EFER,
     ept_vpid=int(
         EptVpidCap.EXECUTE_ONLY
         | EptVpidCap.PAGE_WALK_4
@@ -89,9 +88,26 @@ PROCESSOR = VmxCapabilities.offering(
         | EptVpidCap.INVVPID_SINGLE_CONTEXT_RETAINING_GLOBALS
     ),
     vmfunc=1,
-    misc=int(VmxMisc.STORES_EFER_LMA | VmxMisc.ACTIVITY_HLT | VmxMisc.VMWRITE_TO_ANY_FIELD | VmxMisc.ZERO_LENGTH_INJECTION),
+    misc=int(
+        VmxMisc.STORES_EFER_LMA | VmxMisc.ACTIVITY_HLT | VmxMisc.VMWRITE_TO_ANY_FIELD | VmxMisc.ZERO_LENGTH_INJECTION
+    ),
     timer_rate=5,
     cr4_fixed1=int(CR4_SUPPORTED),
     physical_address_width=PHYSICAL_ADDRESS_BITS,
 )
 """The processor's VMX, as L0 finds it."""
+
+_NOT_FOR_L1 = (
+    ProcBased2.VIRTUALIZE_APIC_ACCESSES
+    | ProcBased2.VMCS_SHADOWING
+    | ProcBased2.ENABLE_PML
+    | ProcBased2.ENABLE_VM_FUNCTIONS
+)
+"""What the processor has and L0 does not emulate for L1."""
+
+NESTED = replace(
+    PROCESSOR,
+    proc2=ControlRange(PROCESSOR.proc2.allowed0, PROCESSOR.proc2.allowed1 & ~int(_NOT_FOR_L1)),
+    vmfunc=0,
+)
+"""The VMX that L0 offers to L1: drives the capability MSRs and the checks of L1's VMCS."""

@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
+from lzero.dispatch.handlers import NESTED_INSTRUCTIONS
 from lzero.errors import GuestFault
 from lzero.hypervisor import mmio, port_io
 from lzero.hypervisor.cpuid_policy import cpuid
 from lzero.hypervisor.endings import halted_forever, triple_fault
 from lzero.hypervisor.msr_policy import MsrFault
+from lzero.hypervisor.nested import handle_vmx_instruction
 from lzero.sdm.controls import ProcBased
 from lzero.sdm.exceptions import Vector
 from lzero.sdm.exit_reasons import exit_reason_name
@@ -104,7 +106,9 @@ def _written_cr0(vcpu: Vcpu, qualification: int) -> int:
 
 def _write_cr0(vcpu: Vcpu, value: int) -> bool:
     """The guest changed CR0.NE, which must stay 1 in VMX operation; it sees its own value."""
-    if not vcpu.cpu.load_control_register(0, value | int(Cr0.NE)):
+    in_vmx = vcpu.nested.state.in_vmx_operation
+    needed = Cr0.PE | Cr0.NE | Cr0.PG if in_vmx else 0
+    if needed & ~value or not vcpu.cpu.load_control_register(0, value | int(Cr0.NE)):
         return vcpu.inject_exception(Vector.GP, 0)
     vcpu.cpu.vmwrite(Field.CR0_READ_SHADOW, value)
     return vcpu.skip_instruction()
@@ -210,7 +214,8 @@ HANDLERS: Mapping[str, Callable[[Vcpu], bool]] = {
     "kvm_emulate_invd": skip,
     "handle_invlpg": undefined,
     "kvm_emulate_rdpmc": general_protection,
-    "kvm_emulate_hypercall": undefined,
+    "kvm_emulate_hypercall": handle_vmx_instruction,
+    "handle_vmx_instruction": handle_vmx_instruction,
     "handle_cr": handle_cr,
     "handle_dr": undefined,
     "handle_io": port_io.handle_io,
@@ -228,5 +233,6 @@ HANDLERS: Mapping[str, Callable[[Vcpu], bool]] = {
     "handle_invpcid": undefined,
     "handle_encls": undefined,
     "handle_desc": undefined,
+    **{row.nested_handler: handle_vmx_instruction for row in NESTED_INSTRUCTIONS if row.nested_handler is not None},
 }
 """Handlers by the names that :mod:`lzero.dispatch.handlers` gives to exit reasons."""

@@ -119,7 +119,9 @@ def _write_feature_control(vcpu: Vcpu, value: int) -> None:
     vcpu.msrs.feature_control = value
 
 
-_ARCH_CAPABILITIES = 1 << 0 | 1 << 3 | 1 << 4 | 1 << 5 | 1 << 6 | 1 << 8 | 0xE000 | 1 << 20 | 1 << 24 | 1 << 26 | 1 << 27 | 1 << 62
+_ARCH_CAPABILITIES = (
+    1 << 0 | 1 << 3 | 1 << 4 | 1 << 5 | 1 << 6 | 1 << 8 | 0xE000 | 1 << 20 | 1 << 24 | 1 << 26 | 1 << 27 | 1 << 62
+)
 """Not affected by Meltdown, L1TF, SSB, MDS, page-size-change MCE, TAA, MMIO stale data, BHI, PBRSB, GDS, RFDS and ITS: no
 instruction here is executed ahead of time by guest-visible means."""
 

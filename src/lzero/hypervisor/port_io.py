@@ -50,10 +50,10 @@ def _string(vcpu: Vcpu, port: int, size: int, qualification: int) -> bool:
     for _ in range(min(left, _BURST)):
         linear = cpu.string_operand(is_in=is_in)
         if is_in:
-            if not cpu.write_linear(linear, bus.port_read(port, size).to_bytes(size, "little")):
+            if not vcpu.write_guest(linear, bus.port_read(port, size).to_bytes(size, "little")):
                 return True
         else:
-            data = cpu.read_linear(linear, size)
+            data = vcpu.read_guest(linear, size)
             if data is None:
                 return True
             bus.port_write(port, size, int.from_bytes(data, "little"))

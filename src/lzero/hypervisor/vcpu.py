@@ -15,11 +15,16 @@ from lzero.cpu.vmcs import FIELD_POSITION, Vmcs
 from lzero.hypervisor.description import LastExits
 from lzero.hypervisor.endings import exit_requested
 from lzero.hypervisor.ept import ExtendedPageTables
+from lzero.hypervisor.features import NESTED
 from lzero.hypervisor.msr_policy import MsrPolicy
+from lzero.hypervisor.nested import Nested
+from lzero.hypervisor.nested.shadow_fields import ShadowFields
 from lzero.hypervisor.vmcs01 import build_vmcs01, load_entry_state
 from lzero.platform.loaders.entry import EntryState
 from lzero.platform.pc import Pc
 from lzero.sdm.controls import PinBased, ProcBased
+from lzero.sdm.exceptions import Vector
+from lzero.sdm.registers import Cr0
 from lzero.sdm.vmcs_fields import Field
 from lzero.trace.recorder import Recorder
 
@@ -42,6 +47,7 @@ _NMI = _VALID | 2 << 8 | 2
 _PIN, _PROC = Field.PIN_BASED_VM_EXECUTION_CONTROLS, Field.PRIMARY_PROCESSOR_BASED_VM_EXECUTION_CONTROLS
 _TIMER_CONTROL = int(PinBased.ACTIVATE_VMX_PREEMPTION_TIMER)
 _IF = 1 << 9
+_VMX_CR0 = int(Cr0.PE | Cr0.NE | Cr0.PG)
 
 Dispatch = Callable[["Vcpu", int], bool]
 
@@ -61,6 +67,10 @@ class Vcpu:
         Where exits go.
     ignore_msrs, warn:
         See :class:`lzero.hypervisor.msr_policy.MsrPolicy`.
+    offers_vmx:
+        The guest may use VMX.
+    shadow_fields:
+        VMCS fields that the guest, as L1, accesses without an exit.
     """
 
     def __init__(
@@ -72,6 +82,8 @@ class Vcpu:
         *,
         ignore_msrs: bool,
         warn: Callable[[str], None],
+        offers_vmx: bool = False,
+        shadow_fields: ShadowFields | None = None,
     ) -> None:
         self.cpu = cpu
         self.pc = pc
@@ -92,11 +104,14 @@ class Vcpu:
         self.vmcs_field = -1
         self.start_ns = perf_counter_ns()
         self._dispatch: Dispatch | None = None
-        self._deadline: int | None = None
         self.on_idle: Callable[[int], bool] = lambda deadline: True
         self.on_wait: Callable[[], bool] = lambda: False
         cpu.vmptrld(self.vmcs01)
         build_vmcs01(cpu, ept)
+        self.nested = Nested(self, shadow_fields or ShadowFields())
+        if offers_vmx:
+            self.offers_vmx = True
+            self.msrs.more.update(NESTED.to_msrs())
 
     # --- start and stop ----------------------------------------------------------------------------------------
 
@@ -141,8 +156,7 @@ class Vcpu:
         cpu.clock.skip(EXIT_COST_NS)
         if words[_VECTORING]:
             self._reinject(words)
-        assert self._dispatch is not None
-        go_on = self._dispatch(self, exit_reason & 0xFFFF)
+        go_on = self._handle(exit_reason)
         if go_on:
             self.prepare_entry()
         self.recorder.record(
@@ -150,6 +164,25 @@ class Vcpu:
             self.vmcs_field, tsc, start - self.start_ns, perf_counter_ns() - start, self.handled_by,
         )  # fmt: skip
         return go_on and self.stop_reason is None
+
+    def _handle(self, exit_reason: int) -> bool:
+        """Let the nested module have its say about exits of L2, then dispatch to the handler."""
+        if self.level == 2:
+            done = self.nested.on_exit(exit_reason)
+            if done is not None:
+                return done
+        assert self._dispatch is not None
+        return self._dispatch(self, exit_reason & 0xFFFF)
+
+    def note_shadow_access(self, reason: int, encoding: int) -> None:
+        """The processor carried out a VMREAD or VMWRITE of L1 on the shadow VMCS: recorded, though it is no exit."""
+        words = self.cpu.words
+        now = perf_counter_ns()
+        self.recorder.record(
+            self.exits, self.parent, 0, 1, reason, 0, words[_RIP], 0, 0, 0, 0, encoding,
+            self.pc.clock.tsc(), now - self.start_ns, 0, 0,
+        )  # fmt: skip
+        self.exits += 1
 
     def prepare_entry(self) -> None:
         """Fire timers that are due, inject what is pending, set the preemption timer to the next deadline."""
@@ -161,23 +194,29 @@ class Vcpu:
             if deadline <= now:
                 clock.run_due()
                 deadline = clock.next_deadline_ns()
+        if self.level == 2:
+            deadline = self.nested.prepare_entry(deadline, now)
         pc = self.pc
-        if pc.nmi_pending:
+        if pc.nmi_pending and not self._nested_takes(PinBased.NMI_EXITING):
             self._inject_nmi()
-        if pc.interrupt_pending:
+        if pc.interrupt_pending and not self._nested_takes(PinBased.EXTERNAL_INTERRUPT_EXITING):
             self._inject_interrupt()
-        self._set_timer(deadline, now)
+        self._set_timer(deadline, now or clock.now_ns() if deadline is not None else 0)
+
+    def _nested_takes(self, control: PinBased) -> bool:
+        """L2 runs and L1 wants such events for itself."""
+        return self.level == 2 and self.nested.intercepts(control)
 
     def _set_timer(self, deadline: int | None, now: int) -> None:
+        """Program the preemption timer of the VMCS that is entered next."""
         cpu = self.cpu
+        controls = cpu.vmread(_PIN)
         if deadline is None:
-            if self._deadline is not None:
-                self._deadline = None
-                cpu.vmwrite(_PIN, cpu.vmread(_PIN) & ~_TIMER_CONTROL)
+            if controls & _TIMER_CONTROL:
+                cpu.vmwrite(_PIN, controls & ~_TIMER_CONTROL)
             return
-        if self._deadline is None:
-            cpu.vmwrite(_PIN, cpu.vmread(_PIN) | _TIMER_CONTROL)
-        self._deadline = deadline
+        if not controls & _TIMER_CONTROL:
+            cpu.vmwrite(_PIN, controls | _TIMER_CONTROL)
         ticks = max(0, deadline - now) * cpu.clock.tsc_hz // 1_000_000_000 + 31 >> 5
         cpu.vmwrite(Field.VMX_PREEMPTION_TIMER_VALUE, min(ticks, 0xFFFF_FFFF))
 
@@ -209,7 +248,9 @@ class Vcpu:
         self.cpu.vmwrite(_PROC, self.cpu.vmread(_PROC) & ~int(control))
 
     def inject_exception(self, vector: int, error_code: int | None = None) -> bool:
-        """Raise an exception in the guest at the instruction that exited."""
+        """Raise an exception in the guest at the instruction that exited; in L2, L1 may intercept it."""
+        if self.level == 2 and self.nested.takes_exception(vector, error_code):
+            return True
         cpu = self.cpu
         info = _VALID | 3 << 8 | vector | (1 << 11 if error_code is not None else 0)
         cpu.vmwrite(Field.VM_ENTRY_INTERRUPTION_INFORMATION, info)
@@ -257,6 +298,7 @@ class Vcpu:
         """Read memory or a device by linear address; None after a page fault, which the guest gets."""
         physical = self.cpu.guest_physical(linear, write=False)
         if physical is None:
+            self.inject_page_fault(linear)
             return None
         if self.pc.memory.contains(physical, size):
             return int.from_bytes(self.pc.memory.read(physical, size), "little")
@@ -266,12 +308,50 @@ class Vcpu:
         """Write memory or a device by linear address; False after a page fault, which the guest gets."""
         physical = self.cpu.guest_physical(linear, write=True)
         if physical is None:
+            self.inject_page_fault(linear)
             return False
         if self.pc.memory.contains(physical, size):
             self.cpu.memory.write(physical, value.to_bytes(size, "little"))
         else:
             self.bus_write(physical, size, value)
         return True
+
+    def read_guest(self, linear: int, size: int) -> bytes | None:
+        """Read guest memory; None after a page fault, which the guest gets."""
+        data = self.cpu.read_linear(linear, size, fault=False)
+        if data is None:
+            self.inject_page_fault(linear)
+        return data
+
+    def write_guest(self, linear: int, data: bytes) -> bool:
+        """Write guest memory; False after a page fault, which the guest gets."""
+        if self.cpu.write_linear(linear, data, fault=False):
+            return True
+        self.inject_page_fault(linear)
+        return False
+
+    def inject_page_fault(self, linear: int) -> bool:
+        """Raise the page fault that the last failed walk found."""
+        vector, error_code = self.cpu.walk_failure()
+        if vector == Vector.PF:
+            self.cpu.cr2 = linear
+        return self.inject_exception(vector, error_code)
+
+    def enter_vmx_operation(self) -> None:
+        """L1 executed VMXON: it may no longer clear the control-register bits that VMX operation needs."""
+        self.vmcs01.write(Field.CR0_GUEST_HOST_MASK, _VMX_CR0)
+        self.vmcs01.write(Field.CR0_READ_SHADOW, self.cpu.vmread(Field.GUEST_CR0))
+
+    def leave_vmx_operation(self) -> None:
+        """L1 executed VMXOFF."""
+        self.vmcs01.write(Field.CR0_GUEST_HOST_MASK, int(Cr0.NE))
+
+    @property
+    def guest_cr0(self) -> int:
+        """CR0 as the guest sees it."""
+        cpu = self.cpu
+        mask = cpu.vmread(Field.CR0_GUEST_HOST_MASK)
+        return (cpu.vmread(Field.GUEST_CR0) & ~mask) | (cpu.vmread(Field.CR0_READ_SHADOW) & mask)
 
     @property
     def guest_cr4(self) -> int:
@@ -282,7 +362,7 @@ class Vcpu:
 
     def may_write_vmxe(self, value: bool) -> bool:
         """Whether the guest may give CR4.VMXE this value now."""
-        return self.offers_vmx or not value
+        return self.offers_vmx if value else not self.nested.state.in_vmx_operation
 
     def idle_until(self, deadline: int) -> bool:
         """The guest idles until this guest time (ns); false to stop instead."""

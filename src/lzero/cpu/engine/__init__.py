@@ -218,7 +218,9 @@ class Engine:
         """
         status = self._native.functions.lz_run(self._machine)
         if status:
-            raise EngineError(f"unicorn {self.version} stopped with error {status} at RIP {self._state[self.word('eip')]:#x}")
+            raise EngineError(
+                f"unicorn {self.version} stopped with error {status} at RIP {self._state[self.word('eip')]:#x}"
+            )
 
     def close(self) -> None:
         """Release the engine and its memory mappings."""

@@ -175,7 +175,9 @@ def _find_msrs(probe: _Probe) -> None:
         uc.msr_write(index, value)
         after, width = probe.state(), 4 if name == "sysenter_cs" else 8
         needle = value.to_bytes(width, "little")
-        probe.settle(name, (at for at in _occurrences(after, needle) if at % 4 == 0 and before[at : at + width] != needle))
+        probe.settle(
+            name, (at for at in _occurrences(after, needle) if at % 4 == 0 and before[at : at + width] != needle)
+        )
         uc.msr_write(index, old)
 
 
@@ -269,7 +271,9 @@ def _find_arithmetic(probe: _Probe) -> None:
     low, high = probe.found["cc_src"], probe.found["df"]
     uc.reg_write(X.UC_X86_REG_EFLAGS, 2)
     after = probe.state()
-    probe.settle("cc_op", (at for at, (old, new) in _changed(state, after).items() if low < at < high and new == 1 and old > 1))
+    probe.settle(
+        "cc_op", (at for at, (old, new) in _changed(state, after).items() if low < at < high and new == 1 and old > 1)
+    )
 
 
 def _find_exit_request(probe: _Probe) -> None:

@@ -50,7 +50,9 @@ def _names(library: C.CDLL, symbol: str) -> list[str]:
 def _build() -> Path:
     """Compile the native library into the user's cache: for checkouts and for wheels built without a compiler."""
     sources = sorted(_SOURCES.glob("*.c"))
-    digest = hashlib.sha256(b"".join(p.read_bytes() for p in sorted(_SOURCES.iterdir()) if p.is_file())).hexdigest()[:16]
+    digest = hashlib.sha256(b"".join(p.read_bytes() for p in sorted(_SOURCES.iterdir()) if p.is_file())).hexdigest()[
+        :16
+    ]
     cache_dir = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "lzero"
     target = cache_dir / f"_native-{digest}.so"
     if target.exists():

@@ -125,4 +125,3 @@ class ShadowEpt:
         """Map one page as L1's tables have it."""
         rights = found.rights & (_RWX | (_USER_EXECUTE if mbec else 0))
         self.tables(eptp12).map_page(address & _ADDRESS, found.address & _ADDRESS, rights)
-        self._vcpu.cpu.translation_added(address)

@@ -42,8 +42,11 @@ class NestedState:
         self.merged_for: Vmcs12 | None = None
         self.host_loaded_for: Vmcs12 | None = None
         self.preemption_deadline: int | None = None
+        self.inherited = (0, 0, 0, 0)
         self.ept = ShadowEpt(vcpu)
         self.bitmap02 = self.memory.allocate_page()
+        self.memory.write(self.bitmap02, b"\xff" * 4096)
+        self._bitmap02: dict[int, int] = {}
 
     @property
     def in_vmx_operation(self) -> bool:
@@ -60,3 +63,10 @@ class NestedState:
         if self.vmcs12 is not None:
             self.vmcs12.write_back()
         self.vmcs12 = Vmcs12(self.memory, address) if address != NO_VMCS else None
+
+    def set_bitmap02(self, wanted: dict[int, int]) -> None:
+        """Give these bytes of vmcs02's MSR bitmaps these values; all others are 0xff."""
+        if wanted != self._bitmap02:
+            self._bitmap02 = wanted
+            for offset, value in wanted.items():
+                self.memory.write(self.bitmap02 + offset, bytes([value]))

@@ -161,13 +161,20 @@ static enum fault mark_entry(struct access *a, uint64_t gpa, int size, void *slo
     return NO_FAULT;
 }
 
+static enum fault note_walk(struct access *a, enum fault fault)
+{
+    a->m->s.walk_vector = fault == GUEST_PAGE_FAULT ? 14 : 13;
+    a->m->s.walk_error = fault == GUEST_PAGE_FAULT ? a->error : 0;
+    return fault;
+}
+
 static enum fault page_fault(struct access *a, uint32_t present_or_reserved)
 {
     struct lz_machine *m = a->m;
     bool instruction_bit = (E64(efer) & 0x800 && E64(cr4) & 0x20) || E64(cr4) & (1u << 20);
     a->error = present_or_reserved | (a->kind == WRITE ? 2 : 0) | (a->user ? 4 : 0) |
                (a->kind == FETCH && instruction_bit ? 16 : 0);
-    return GUEST_PAGE_FAULT;
+    return note_walk(a, GUEST_PAGE_FAULT);
 }
 
 struct translation {
@@ -201,7 +208,7 @@ static enum fault guest_walk(struct access *a, struct translation *t)
         shift = E64(cr4) & (1u << 12) ? 48 : 39;
         int64_t sign = (int64_t)a->va >> (shift + 8);
         if (sign != 0 && sign != -1)
-            return GENERAL_PROTECTION;
+            return note_walk(a, GENERAL_PROTECTION);
         base = E64(cr3) & 0x000ffffffffff000ull;
     } else if (pae) {
         uint64_t pdpte = (&m->s.pdpte0)[(a->va >> 30) & 3];

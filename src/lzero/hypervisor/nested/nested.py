@@ -1,0 +1,213 @@
+"""One VCPU's nested VMX, as the run loop sees it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lzero.cpu.checks import Failure
+from lzero.cpu.vmcs import FIELD_POSITION, Vmcs
+from lzero.hypervisor import mmio
+from lzero.hypervisor.endings import VmxAborted
+from lzero.hypervisor.nested import exit as l2_exit
+from lzero.hypervisor.nested.merge import secondary_controls
+from lzero.hypervisor.nested.ownership import l0_wants, l1_wants, l1_wants_exception
+from lzero.hypervisor.nested.shadow_fields import ShadowFields
+from lzero.hypervisor.nested.state import NestedState
+from lzero.sdm.controls import PinBased, ProcBased2, VmExit
+from lzero.sdm.exceptions import Vector
+from lzero.sdm.exit_reasons import ExitReason
+from lzero.sdm.formats import VmxAbort
+from lzero.sdm.vmcs_fields import Field
+
+if TYPE_CHECKING:
+    from lzero.hypervisor.vcpu import Vcpu
+
+__all__ = ["Nested"]
+
+_P = FIELD_POSITION
+_PIN, _EXIT = _P[Field.PIN_BASED_VM_EXECUTION_CONTROLS], _P[Field.VM_EXIT_CONTROLS]
+_EPTP = _P[Field.EPT_POINTER]
+_EVENT = _P[Field.VM_ENTRY_INTERRUPTION_INFORMATION]
+_VALID = 1 << 31
+_BY_L1 = 2
+
+
+class Nested:
+    """Nested VMX of one VCPU.
+
+    Parameters
+    ----------
+    vcpu:
+        L1's VCPU.
+    shadow_fields:
+        The VMCS fields that L1 reads and writes without an exit.
+    """
+
+    def __init__(self, vcpu: Vcpu, shadow_fields: ShadowFields) -> None:
+        self._vcpu = vcpu
+        self.state = NestedState(vcpu)
+        self.last_failure: Failure | None = None
+        self._shadow = shadow_fields
+        self._shadow.install(vcpu)
+        self.shadow_vmcs_allowed = self.state.capabilities.allows(ProcBased2.VMCS_SHADOWING)
+
+    # --- exits of L2 -----------------------------------------------------------------------------------------------
+
+    def on_exit(self, exit_reason: int) -> bool | None:
+        """An exit of L2: true once L1 or the nested module dealt with it, None if it is for L0's own handler."""
+        reason = exit_reason & 0xFFFF
+        if l0_wants(reason):
+            return self._deal_with(reason)
+        if l1_wants(self._vcpu, self.state, reason):
+            return self.reflect(exit_reason)
+        return None
+
+    def reflect(self, exit_reason: int) -> bool:
+        """Give the exit that vmcs02 describes to L1."""
+        vcpu = self._vcpu
+        vcpu.handled_by = _BY_L1
+        l2_exit.save_exit(vcpu, self.state, exit_reason)
+        return self.load_host_state()
+
+    def load_host_state(self) -> bool:
+        """L1 goes on at its HOST_RIP."""
+        l2_exit.load_host_state(self._vcpu, self.state)
+        self._vcpu.parent = self._vcpu.exits - 1
+        return self._vcpu.stop_reason is None
+
+    def leave_l2_unsaved(self) -> None:
+        """A failed entry: what was loaded for L2 is dropped."""
+        self._vcpu.handled_by = _BY_L1
+
+    def abort(self, indicator: VmxAbort) -> None:
+        """VMX abort (28.7): the logical processor shuts down."""
+        vmcs12 = self.state.vmcs12
+        assert vmcs12 is not None
+        vmcs12.abort(int(indicator))
+        self._vcpu.stop(VmxAborted(indicator.name))
+
+    def _synthesize(self, reason: int, **fields: int) -> bool:
+        """An exit to L1 that L0 makes up."""
+        words = self.state.vmcs02.words
+        for field in (
+            Field.EXIT_QUALIFICATION,
+            Field.VM_EXIT_INTERRUPTION_INFORMATION,
+            Field.VM_EXIT_INTERRUPTION_ERROR_CODE,
+            Field.VM_EXIT_INSTRUCTION_LENGTH,
+            Field.VM_EXIT_INSTRUCTION_INFORMATION,
+            Field.GUEST_PHYSICAL_ADDRESS,
+            Field.GUEST_LINEAR_ADDRESS,
+            Field.IDT_VECTORING_INFORMATION,
+        ):
+            words[_P[field]] = fields.get(field.name, 0)
+        return self.reflect(reason)
+
+    # --- what L0 looks at first ----------------------------------------------------------------------------------------
+
+    def _deal_with(self, reason: int) -> bool | None:
+        if reason == ExitReason.EPT_VIOLATION:
+            return self._ept_violation()
+        if reason == ExitReason.EPT_MISCONFIG:
+            return mmio.access(self._vcpu, self._vcpu.cpu.vmread(Field.GUEST_PHYSICAL_ADDRESS))
+        return True  # the host's interrupt or L0's timer: prepare_entry sees what is due
+
+    def _ept_violation(self) -> bool | None:
+        vmcs12 = self.state.vmcs12
+        assert vmcs12 is not None
+        proc2 = secondary_controls(vmcs12.words)
+        if not proc2 & ProcBased2.ENABLE_EPT:
+            return None
+        words = self.state.vmcs02.words
+        qualification, address = words[_P[Field.EXIT_QUALIFICATION]], words[_P[Field.GUEST_PHYSICAL_ADDRESS]]
+        eptp, mbec = vmcs12.words[_EPTP], bool(proc2 & ProcBased2.MODE_BASED_EXECUTE_CONTROL_FOR_EPT)
+        access = qualification & 7
+        if not qualification & 0x100 and eptp & 0x40:
+            access |= 2  # with accessed and dirty flags, walks write (29.3.3.2)
+        user = bool(qualification & 0x200)
+        found = self.state.ept.walk(eptp, address, access, mbec=mbec, user=user)
+        if found.outcome == "misconfiguration":
+            words[_P[Field.EXIT_QUALIFICATION]] = 0
+            return self.reflect(ExitReason.EPT_MISCONFIG)
+        if found.outcome == "violation":
+            rights = (found.rights & 7) << 3 | (0x40 if mbec and found.rights & 0x400 else 0)
+            words[_P[Field.EXIT_QUALIFICATION]] = (qualification & ~0x7F) | access | rights
+            return self.reflect(ExitReason.EPT_VIOLATION)
+        if not self._vcpu.pc.memory.contains(found.address & ~0xFFF, 4096):
+            return mmio.access(self._vcpu, found.address)
+        self.state.ept.fill(eptp, address, found, mbec=mbec)
+        return True
+
+    # --- before L2 runs ---------------------------------------------------------------------------------------------------
+
+    def prepare_entry(self, deadline: int | None, now: int) -> int | None:
+        """Interrupts and timers that concern L2; the guest time in ns at which L0 wants control back, if any."""
+        vcpu, state = self._vcpu, self.state
+        vmcs12 = state.vmcs12
+        assert vmcs12 is not None
+        pin = vmcs12.words[_PIN]
+        own = state.preemption_deadline
+        if own is not None:
+            now = now or vcpu.pc.clock.now_ns()
+            if own <= now and not self._event_pending():
+                vmcs12.words[_P[Field.VMX_PREEMPTION_TIMER_VALUE]] = 0
+                self._synthesize(ExitReason.PREEMPTION_TIMER)
+                return deadline
+            deadline = own if deadline is None else min(deadline, own)
+        pc = vcpu.pc
+        if pc.nmi_pending and pin & PinBased.NMI_EXITING:
+            return self._leave_for(deadline, now, self._nmi)
+        if pc.interrupt_pending and pin & PinBased.EXTERNAL_INTERRUPT_EXITING:
+            return self._leave_for(deadline, now, self._external_interrupt)
+        return deadline
+
+    def intercepts(self, control: PinBased) -> bool:
+        """Whether L1 asked for exits of L2 on events of this kind."""
+        vmcs12 = self.state.vmcs12
+        return vmcs12 is not None and bool(vmcs12.words[_PIN] & control)
+
+    def _event_pending(self) -> bool:
+        return bool(self.state.vmcs02.words[_EVENT] & _VALID)
+
+    def _leave_for(self, deadline: int | None, now: int, leave: object) -> int | None:
+        if self._event_pending():
+            # The event that L1 injects comes first: let L2 take it and come back at once.
+            self._vcpu.cpu.kick()
+            return deadline
+        assert callable(leave)
+        leave()
+        return deadline
+
+    def _nmi(self) -> None:
+        self._vcpu.pc.acknowledge_nmi()
+        self._synthesize(ExitReason.EXCEPTION_NMI, VM_EXIT_INTERRUPTION_INFORMATION=_VALID | 2 << 8 | 2)
+
+    def _external_interrupt(self) -> None:
+        vmcs12 = self.state.vmcs12
+        assert vmcs12 is not None
+        info = 0
+        if vmcs12.words[_EXIT] & VmExit.ACKNOWLEDGE_INTERRUPT_ON_EXIT:
+            info = _VALID | self._vcpu.pc.acknowledge_interrupt()
+        self._synthesize(ExitReason.EXTERNAL_INTERRUPT, VM_EXIT_INTERRUPTION_INFORMATION=info)
+
+    # --- exceptions that L0 raises in L2 -----------------------------------------------------------------------------------
+
+    def takes_exception(self, vector: int, error_code: int | None) -> bool:
+        """L1 intercepts this exception of L2, which L0 raises: true once it was given to L1."""
+        if not l1_wants_exception(self.state, vector, error_code or 0):
+            return False
+        has_error = error_code is not None
+        qualification = self._vcpu.cpu.cr2 if vector == Vector.PF else 0
+        self._synthesize(
+            ExitReason.EXCEPTION_NMI,
+            EXIT_QUALIFICATION=qualification,
+            VM_EXIT_INTERRUPTION_INFORMATION=_VALID | (1 << 11 if has_error else 0) | 3 << 8 | vector,
+            VM_EXIT_INTERRUPTION_ERROR_CODE=error_code or 0,
+        )
+        return True
+
+    # --- VMCS shadowing -----------------------------------------------------------------------------------------------------
+
+    def update_shadow_vmcs(self) -> None:
+        """The current VMCS of L1 changed."""
+        vmcs: Vmcs | None = self.state.vmcs12
+        self._shadow.use(self._vcpu, vmcs)

@@ -1,0 +1,106 @@
+"""VMCS shadowing that L0 uses for L1 (SDM 3C 26.1.3): which fields L1 reads and writes without an exit.
+
+The shadow VMCS is L0's own copy of vmcs12, so there is nothing to synchronise: what L1 writes is there at once.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lzero.cpu.vmcs import Vmcs
+from lzero.errors import UsageError
+from lzero.sdm.controls import ProcBased2
+from lzero.sdm.vmcs_fields import VMCS_FIELDS, Field
+
+if TYPE_CHECKING:
+    from lzero.hypervisor.vcpu import Vcpu
+
+__all__ = ["ShadowFields", "load_shadow_fields"]
+
+
+class ShadowFields:
+    """The fields in the VMREAD and VMWRITE bitmaps.
+
+    Parameters
+    ----------
+    read, write:
+        Encodings (of full accesses) that L1 may read and write without an exit; none means no shadowing.
+    """
+
+    def __init__(self, read: Iterable[int] = (), write: Iterable[int] = ()) -> None:
+        self.read, self.write = frozenset(read), frozenset(write)
+
+    @property
+    def active(self) -> bool:
+        """Whether anything is shadowed."""
+        return bool(self.read or self.write)
+
+    def _bitmap(self, fields: frozenset[int]) -> bytes:
+        bitmap = bytearray(b"\xff" * 4096)
+        for encoding in fields:
+            for number in (encoding, encoding | 1):
+                bitmap[number // 8] &= ~(1 << (number & 7)) & 0xFF
+        return bytes(bitmap)
+
+    def install(self, vcpu: Vcpu) -> None:
+        """Write the bitmaps and tell the processor where they are."""
+        if not self.active:
+            return
+        memory = vcpu.cpu.memory
+        for field, fields in (
+            (Field.VMREAD_BITMAP_ADDRESS, self.read),
+            (Field.VMWRITE_BITMAP_ADDRESS, self.write),
+        ):
+            page = memory.allocate_page()
+            memory.write(page, self._bitmap(fields))
+            vcpu.vmcs01.write(field, page)
+        vcpu.cpu.on_shadow_access = vcpu.note_shadow_access
+
+    def use(self, vcpu: Vcpu, vmcs: Vmcs | None) -> None:
+        """Let L1 access this VMCS directly; None switches shadowing off while there is no current VMCS."""
+        if not self.active:
+            return
+        field = Field.SECONDARY_PROCESSOR_BASED_VM_EXECUTION_CONTROLS
+        controls = vcpu.vmcs01.read(field) & ~int(ProcBased2.VMCS_SHADOWING)
+        vcpu.vmcs01.write(field, controls | (int(ProcBased2.VMCS_SHADOWING) if vmcs is not None else 0))
+        vcpu.cpu.shadow_vmcs = vmcs
+
+
+def load_shadow_fields(choice: str) -> ShadowFields:
+    """The fields meant by ``--shadow-vmcs``: ``off``, ``default`` (KVM's own set) or a TOML file.
+
+    The file holds two lists of field names, ``read`` and ``write``.
+
+    Raises
+    ------
+    UsageError
+        The file cannot be read, is no TOML, or names a field that does not exist.
+    """
+    if choice == "off":
+        return ShadowFields()
+    if choice == "default":
+        both = [encoding for encoding, row in VMCS_FIELDS.items() if row.in_kvm_shadow_rw]
+        read = [encoding for encoding, row in VMCS_FIELDS.items() if row.in_kvm_shadow_ro]
+        return ShadowFields([*read, *both], both)
+    path = Path(choice)
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"--shadow-vmcs: {path} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"--shadow-vmcs: {path} is no TOML: {error}") from error
+    return ShadowFields(_fields(path, table.get("read", [])), _fields(path, table.get("write", [])))
+
+
+def _fields(path: Path, names: object) -> list[int]:
+    if not isinstance(names, list):
+        raise UsageError(f"--shadow-vmcs: {path}: read and write are lists of VMCS field names")
+    encodings = []
+    for name in names:
+        if name not in Field.__members__:
+            raise UsageError(f"--shadow-vmcs: {path}: {name!r} is no VMCS field; names are those of the SDM or of KVM")
+        encodings.append(int(Field[name]))
+    return encodings
