@@ -79,7 +79,8 @@ def test_keyboard_mode_byte_and_output_port(board: Board) -> None:
     board.outb(0x64, 0x20)
     assert board.inb(0x60) == 0x61
     board.outb(0x64, 0xD0)
-    assert board.inb(0x60) == 3
+    assert board.inb(0x60) == 0xCF
+    assert board.inb(0x60) == 0xCF  # the register keeps it
     board.outb(0x64, 0xD1)
     board.outb(0x60, 2)
     assert board.pc.exit_request is not None
@@ -100,7 +101,11 @@ def test_the_keyboard_answers_with_interrupts_if_they_are_on(board: Board) -> No
 def test_a_full_keyboard_buffer_forgets_the_oldest(board: Board) -> None:
     for _ in range(1000):
         board.outb(0x60, 0xF4)
-    assert [board.inb(0x60) for _ in range(20)].count(0xFA) == 16
+    reads = 0
+    while board.inb(0x64) & 1:
+        assert board.inb(0x60) == 0xFA
+        reads += 1
+    assert reads == 16
 
 
 def test_pci_has_a_host_bridge_and_nothing_else(board: Board) -> None:

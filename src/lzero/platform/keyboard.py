@@ -25,6 +25,8 @@ DATA_PORT, COMMAND_PORT = 0x60, 0x64
 OUTPUT_FULL, SYSTEM_FLAG, LAST_WAS_COMMAND, NOT_INHIBITED = 1, 4, 8, 0x10
 MODE_KEYBOARD_INTERRUPT, MODE_SYSTEM = 1, 4
 OUTPUT_PORT_RESET, OUTPUT_PORT_A20 = 1, 2
+OUTPUT_PORT_AT_RESET = 0xCF
+"""No reset, A20 on, clock and data lines of keyboard and mouse high."""
 
 
 class Command(IntEnum):
@@ -64,8 +66,9 @@ class KeyboardController:
         self._irq = irq
         self._request_exit = request_exit
         self._output: deque[int] = deque(maxlen=QUEUE_SIZE)
+        self._last = 0
         self._mode = MODE_SYSTEM
-        self._output_port = OUTPUT_PORT_RESET | OUTPUT_PORT_A20
+        self._output_port = OUTPUT_PORT_AT_RESET
         self._pending: int | None = None
         self._last_was_command = False
 
@@ -80,9 +83,11 @@ class KeyboardController:
         return status | (LAST_WAS_COMMAND if self._last_was_command else 0)
 
     def _read_data(self) -> int:
-        value = self._output.popleft() if self._output else 0
-        self._update()
-        return value
+        # The register keeps what it held last.
+        if self._output:
+            self._last = self._output.popleft()
+            self._update()
+        return self._last
 
     def _answer(self, *values: int) -> None:
         self._output.extend(values)

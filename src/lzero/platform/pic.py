@@ -105,8 +105,8 @@ class Pic8259:
             return None
         in_service = self.isr
         if self._special_mask:
-            # Only an unmasked level in service inhibits, and only itself.
-            return None if in_service & 1 << candidate else candidate
+            # A masked level in service inhibits nobody else.
+            in_service &= ~self.imr
         if self._special_fully_nested:
             # The second chip may interrupt its own service routine.
             in_service &= ~(self._cascade & 1 << candidate)

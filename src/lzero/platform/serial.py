@@ -103,7 +103,6 @@ MCR_WRITABLE = 0x1F
 # Plain numbers for the two registers that a polling console reads and writes for every character.
 LSR_IDLE = int(Lsr.THR_EMPTY | Lsr.TRANSMITTER_EMPTY)
 LSR_DATA_READY = int(Lsr.DATA_READY)
-IER_TRANSMITTER_EMPTY = int(Ier.TRANSMITTER_EMPTY)
 IDLE_MODEM = Msr.CTS | Msr.DSR | Msr.DCD
 LINES = Msr.CTS | Msr.DSR | Msr.RI | Msr.DCD
 
@@ -129,6 +128,7 @@ class Serial16550:
         self._transmit = transmit
         self._base = base
         self._receive: deque[int] = deque()
+        self._buffer = 0
         self._waiting: deque[int] = deque()
         self._ier = self._lcr = self._mcr = self._scr = 0
         self._divisor = 12
@@ -172,42 +172,58 @@ class Serial16550:
         if self._lcr & Lcr.DIVISOR_LATCH_ACCESS:
             return self._divisor & 0xFF
         self._character_timeout = False
-        value = self._receive.popleft() if self._receive else 0
+        # An empty FIFO reads as 0; without FIFOs the buffer keeps the last character.
+        value = 0 if self._fifo_enabled else self._buffer
+        if self._receive:
+            value = self._receive.popleft()
         self._refill()
         return value
+
+    def _accept(self, value: int) -> None:
+        """A character arrives, and there is room."""
+        self._receive.append(value)
+        if not self._fifo_enabled:
+            self._buffer = value
 
     def _write_data(self, value: int) -> None:
         if self._redirected:
             self._write_elsewhere(value)
-            return
+        elif self._ier:
+            self._send(value, self._transmit_byte)
+        else:
+            # The console of a kernel that polls: nothing to tell anybody.
+            self._transmit(_BYTES[value])
+            self._thr_interrupt = True
+
+    def _transmit_byte(self, value: int) -> None:
         self._transmit(_BYTES[value])
-        self._transmitted()
 
     def _write_elsewhere(self, value: int) -> None:
         """The data register while DLAB or loopback is on."""
         if self._lcr & Lcr.DIVISOR_LATCH_ACCESS:
             self._divisor = self._divisor & 0xFF00 | value
-            return
-        self._loop_back(value)
-        self._transmitted()
+        else:
+            self._send(value, self._loop_back)
 
-    def _transmitted(self) -> None:
+    def _send(self, value: int, sink: Callable[[int], None]) -> None:
+        """The holding register is full for a moment: the line falls and rises, or an edge-triggered controller would
+        lose the interrupt of the character after this one.
+        """
+        self._thr_interrupt = False
+        self._update()
+        sink(value)
         self._thr_interrupt = True
-        if self._ier & IER_TRANSMITTER_EMPTY:
-            # The character has left already: the line must show a new edge, or an edge-triggered controller would
-            # lose this interrupt.
-            self._set_line(False)
-            self._update()
+        self._update()
 
     def _loop_back(self, value: int) -> None:
         if len(self._receive) >= self._capacity:
             self._overrun = True
             if not self._fifo_enabled:
-                self._receive[-1] = value
+                self._receive.clear()
+                self._accept(value)
         else:
-            self._receive.append(value)
+            self._accept(value)
         self._character_timeout = True
-        self._update()
 
     @property
     def _capacity(self) -> int:
@@ -217,7 +233,7 @@ class Serial16550:
         # In loopback the serial input is disconnected from the line.
         if not self._mcr & Mcr.LOOPBACK:
             while self._waiting and len(self._receive) < self._capacity:
-                self._receive.append(self._waiting.popleft())
+                self._accept(self._waiting.popleft())
         # Whatever stays below the trigger level would time out after four character times; no guest can tell that it
         # happens at once.
         self._character_timeout = bool(self._receive)
@@ -262,24 +278,24 @@ class Serial16550:
         return cause | (IIR_FIFOS_ENABLED if self._fifo_enabled else 0)
 
     def _update(self) -> None:
-        # On a PC the interrupt reaches the controller only through the OUT2 gate; loopback disconnects the pin, not
-        # the gate's state, and drivers test interrupts in loopback, so the gate alone decides.
+        # PC boards gate the interrupt with OUT2; virtual machines do not, and small kernels written for them never
+        # set it.
         self._set_line(self._identify() is not Iir.NONE)
 
     def _set_line(self, level: bool) -> None:
-        gated = level and bool(self._mcr & Mcr.OUT2)
-        if gated != self._line:
-            self._line = gated
-            self._irq(gated)
+        if level != self._line:
+            self._line = level
+            self._irq(level)
 
     # Control and status
 
     def _write_fcr(self, value: int) -> None:
         enabled = bool(value & FCR_ENABLE)
-        if enabled != self._fifo_enabled or value & FCR_CLEAR_RECEIVER:
+        # Switching the FIFOs on or off clears both.
+        switched = enabled != self._fifo_enabled
+        if switched or value & FCR_CLEAR_RECEIVER:
             self._receive.clear()
-            self._overrun = False
-        if value & FCR_CLEAR_TRANSMITTER and enabled:
+        if switched or value & FCR_CLEAR_TRANSMITTER:
             self._thr_interrupt = True
         self._fifo_enabled = enabled
         self._trigger = TRIGGER_LEVELS[value >> 6] if enabled else 1
