@@ -79,7 +79,6 @@ def show(
     from lzero.trace.breakdown import break_down
     from lzero.trace.filters import parse_filters
     from lzero.trace.frames import counts_of, frames
-    from lzero.trace.store import is_store
     from lzero.trace.symbols import Symbols
     from lzero.trace.table import breakdown_table
 
@@ -94,7 +93,7 @@ def show(
         if by != "reason" or filters:
             raise UsageError(f"{source}: holds numbers of exits per reason only; --by and --filter need the exits")
         result = _by_reason(source, diagnoses, strict)
-    elif by == "reason" and not filters and source != "-" and not is_store(Path(source)):
+    elif by == "reason" and not filters and source != "-" and _is_recording(source):
         # The usual question has a way of its own, without rows: several times faster than the general one.
         result = _by_reason(source, diagnoses, strict)
     else:
@@ -116,7 +115,7 @@ def causes(
     from lzero.trace.frames import frames
 
     diagnoses: list[Diagnosis] = []
-    inputs = frames(source, diagnoses, strict=strict)
+    inputs = frames(source, diagnoses, strict=strict, by_file=True)
     if filters:
         condition = parse_filters(filters)
         inputs = (frame.filter(condition) for frame in inputs)
@@ -153,7 +152,7 @@ def export(
 
     diagnoses: list[Diagnosis] = []
     condition = parse_filters(filters)
-    inputs = (frame.filter(condition) for frame in frames(source, diagnoses, strict=strict))
+    inputs = (frame.filter(condition) for frame in frames(source, diagnoses, strict=strict, by_file=True))
     if form is Format.PERFETTO:
         count = export_perfetto(inputs, output)
     else:
@@ -189,6 +188,13 @@ def _by_reason(name: str, diagnoses: list[Diagnosis], strict: bool) -> Breakdown
 
     totals = _counts(name, diagnoses, strict).exits
     return Breakdown("reason", [(level, reason_name(code), item) for (level, code), item in totals.items()])
+
+
+def _is_recording(name: str) -> bool:
+    """Whether the input is one file of another tool."""
+    from lzero.trace.store import is_store
+
+    return not is_store(Path(name)) and not Path(name).is_dir()
 
 
 def _counts(name: str, diagnoses: list[Diagnosis], strict: bool) -> Aggregates:

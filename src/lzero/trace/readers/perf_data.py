@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, Final, cast
 import numpy as np
 
 from lzero.errors import TraceFormatError
+from lzero.trace.readers.binary.ahead import ahead
 from lzero.trace.readers.binary.cursor import Cursor, go_to, seekable
 from lzero.trace.readers.binary.fields import Buffer, Indices, Rows, plan_events
 from lzero.trace.readers.binary.formats import read_metadata
@@ -31,11 +32,13 @@ from lzero.trace.readers.binary.perf_header import (
 from lzero.trace.readers.binary.samples import SampleReader
 from lzero.trace.readers.binary.walk import Words, next_plausible, walk_records
 from lzero.trace.readers.binary.window import MIN_WINDOW, StreamSource, Window
-from lzero.trace.readers.events import Diagnosis
+from lzero.trace.readers.events import Diagnosis, event_dtype
 
 __all__ = ["is_perf_data", "read_perf_data"]
 
-CHUNK_BYTES: Final = 8 << 20
+Block = tuple[Rows, int]
+
+CHUNK_BYTES: Final = 2 << 20
 
 _LOST, _SAMPLE, _LOST_SAMPLES = 2, 9, 13
 _HEADER_ATTR, _HEADER_TRACING_DATA, _FINISHED_ROUND, _AUXTRACE = 64, 66, 68, 71
@@ -120,8 +123,8 @@ class _Reader:
     def __init__(self, header: PerfHeader, data: BinaryIO, base: int, diagnosis: Diagnosis, chunk_bytes: int) -> None:
         self._header = header
         self._source = StreamSource(data, header.data_size)
+        self._is_file = header.data_size is not None
         self._diagnosis = diagnosis
-        self._order = TimeOrder()
         self._samples: SampleReader | None = None
         self._native: NativeDecoder | None = None
         self._newest = 0
@@ -132,7 +135,20 @@ class _Reader:
         self._decompressor: Any = None
 
     def events(self) -> Iterator[Rows]:
-        """All events of the stream."""
+        """All events of the stream, in order of time."""
+        order = TimeOrder()
+        blocks = self._blocks()
+        # A live stream may be silent for ever, and a thread that waits for it could not be ended.
+        for rows, safe_until in ahead(blocks) if self._is_file else blocks:
+            order.add(rows)
+            yield from _some(order.release(safe_until))
+            yield from _some(order.overflow())
+        yield from _some(order.drain())
+        if order.late:
+            self._diagnosis.problem("event out of order", "whole file", count=order.late)
+
+    def _blocks(self) -> Iterator[Block]:
+        """The events as they stand in the stream, with the time up to which none can come any more."""
         while self._window.fill(self._source):
             yield from self._records(self._window)
         yield from self._records(self._unpacked)
@@ -142,26 +158,22 @@ class _Reader:
         if self._source.left:
             what = f"{self._source.left} bytes of samples are missing"
             self._diagnosis.problem("truncated file", self._window.where(), what)
-        yield from _some(self._order.drain())
-        if self._order.late:
-            self._diagnosis.problem("event out of order", "whole file", count=self._order.late)
 
-    def _records(self, window: Window) -> Iterator[Rows]:
+    def _records(self, window: Window) -> Iterator[Block]:
         """Decode what a window holds, as far as whole records go."""
         while True:
             if window is self._window and self._unpacked.used:
                 # Ordinary records come after the packed ones before them: the end of a round is one.
                 yield from self._records(self._unpacked)
-            stopped = self._natively(window)
+            rows, stopped = self._natively(window)
+            yield rows, self._safe_until
             if stopped is None:
                 data = window.held()
                 walk = walk_records(data.view("<u8"), _SPECIAL)
                 if walk.starts.size:
-                    self._ordinary(Buffer(data), walk.starts, window)
+                    yield self._ordinary(Buffer(data), walk.starts, window), self._safe_until
                 window.consume(8 * walk.end)
                 stopped = walk.stopped
-            yield from _some(self._order.release(self._safe_until))
-            yield from _some(self._order.overflow())
             if not stopped:
                 return
             more = self._special(window)
@@ -170,17 +182,18 @@ class _Reader:
             if not more:
                 return
 
-    def _natively(self, window: Window) -> bool | None:
+    def _natively(self, window: Window) -> tuple[Rows, bool | None]:
         """Decode the window's whole records with the native library.
 
         Returns
         -------
-        bool or None
-            False when what is left is no whole record, None when the next record, or all, is for the slower way.
+        rows, stopped
+            ``stopped`` is False when what is left is no whole record, None when the next record, or all, is for the
+            slower way.
         """
         decoder = self._native_decoder()
         if decoder is None:
-            return None
+            return np.zeros(0, event_dtype()), None
         words = window.held().view("<u8")
         state = decoder.state
         state.newest, state.newest_at_round, state.safe_until = self._newest, self._newest_at_round, self._safe_until
@@ -188,11 +201,10 @@ class _Reader:
         self._newest, self._newest_at_round, self._safe_until = state.newest, state.newest_at_round, state.safe_until
         self._diagnosis.events += rows.size
         self._diagnosis.others += state.others
-        self._order.add(rows)
         for start in lost.tolist():
             self._lost(words, start, window)
         window.consume(8 * state.end)
-        return None if state.stopped else False
+        return rows, None if state.stopped else False
 
     def _native_decoder(self) -> NativeDecoder | None:
         """The decoder, if the library is there and all samples have one layout."""
@@ -213,7 +225,7 @@ class _Reader:
         if count:
             self._diagnosis.lose(min(count, 1 << 62), window.where(8 * start))
 
-    def _ordinary(self, buffer: Buffer, starts: Indices, window: Window) -> None:
+    def _ordinary(self, buffer: Buffer, starts: Indices, window: Window) -> Rows:
         headers = buffer.words64[starts]
         kinds = headers & np.uint64(0xFFFF_FFFF)
         sizes = (headers >> np.uint64(51)).astype(np.int64)
@@ -224,9 +236,9 @@ class _Reader:
         rows, which = self._samples.read(buffer, starts[sampled], sizes[sampled], window.where)
         self._diagnosis.events += rows.size
         self._rounds(np.flatnonzero(kinds == np.uint64(_FINISHED_ROUND)), rows, sampled[which])
-        self._order.add(rows)
         for index in np.flatnonzero((kinds == np.uint64(_LOST)) | (kinds == np.uint64(_LOST_SAMPLES))):
             self._lost(buffer.words64, int(starts[index]), window)
+        return rows
 
     def _rounds(self, ends: Indices, rows: Rows, came: Indices) -> None:
         """Note up to which time every event has come.

@@ -12,7 +12,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -25,7 +25,7 @@ from lzero.trace.readers.binary.fields import EventPlan, Rows
 from lzero.trace.readers.binary.perf_header import SAMPLE_CALLCHAIN, SAMPLE_READ, SampleLayout
 from lzero.trace.readers.events import Diagnosis, event_dtype
 
-__all__ = ["NativeDecoder", "NativeTotals", "library", "order_rows"]
+__all__ = ["NativeDecoder", "NativeTotals", "library", "native_totals", "order_rows"]
 
 _SOURCES: Final = Path(__file__).parent.parent / "native"
 _PREBUILT: Final = Path(__file__).parent.parent / "_native.so"
@@ -198,6 +198,17 @@ def order_rows(rows: Sequence[Rows]) -> Rows | None:
     if native.lz_order(_address(every), every.size, _address(ordered)):
         raise MemoryError(f"no memory to order {every.size} events")
     return ordered
+
+
+def native_totals(read: Callable[[], Iterator[Rows]], diagnosis: Diagnosis) -> Aggregates | None:
+    """Totals of the events that ``read()`` delivers; None, with nothing read, where there is no library."""
+    native = library()
+    if native is None:
+        return None
+    totals = NativeTotals(native)
+    for events in read():
+        totals.feed(events)
+    return totals.finish(diagnosis)
 
 
 class NativeTotals:
