@@ -66,7 +66,7 @@ def collect(name: str) -> TraceData:
     breakdown = break_down(frames(name, diagnoses), "reason")
     first, last = _span(frames(name))
     times, lines = _over_time(name, first, last)
-    causes = find_causes(frames(name))
+    causes = find_causes(frames(name, by_file=True))
     return TraceData(name, (last - first) / 1e9, breakdown, times, lines, causes, _problems(diagnoses))
 
 

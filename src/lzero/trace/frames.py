@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from lzero.errors import UsageError
 from lzero.trace.load import open_recording
 from lzero.trace.readers.events import Diagnosis
+from lzero.trace.schema import numpy_dtype
 from lzero.trace.store import is_store, open_trace, part_files, to_frame
 
 if TYPE_CHECKING:
@@ -22,8 +23,13 @@ __all__ = ["counts_of", "frames", "input_files", "merged_query"]
 _COMPACT = 32  # partial results kept before they are merged
 
 
-def frames(name: str, diagnoses: list[Diagnosis] | None = None, *, strict: bool = False) -> Iterator[pl.LazyFrame]:
+def frames(
+    name: str, diagnoses: list[Diagnosis] | None = None, *, strict: bool = False, by_file: bool = False
+) -> Iterator[pl.LazyFrame]:
     """The rows of an input, as one or more lazy frames; what could not be read is appended to `diagnoses`.
+
+    With `by_file`, each file of a stored trace is a frame of its own: for those who take rows slice by slice, because
+    finding a slice costs opening every file before it.
 
     Raises
     ------
@@ -33,18 +39,27 @@ def frames(name: str, diagnoses: list[Diagnosis] | None = None, *, strict: bool 
         The content is not recognised, or in strict mode, is damaged.
     """
     if name != "-" and is_store(Path(name)):
-        yield open_trace(Path(name))
+        if by_file:
+            yield from (open_trace(file) for file in part_files(Path(name)))
+        else:
+            yield open_trace(Path(name))
         return
     if name != "-" and Path(name).is_dir():
         for file in input_files(name):
-            yield from frames(str(file), diagnoses, strict=strict)
+            yield from frames(str(file), diagnoses, strict=strict, by_file=by_file)
         return
+    import numpy as np
+
     recording = open_recording(name, strict=strict)
     if diagnoses is not None:
         diagnoses.append(recording.diagnosis)
+    empty = True
     try:
         for rows in recording.rows():
+            empty = False
             yield to_frame(rows).lazy()
+        if empty:  # so that every query has an answer, and that of nothing is nothing
+            yield to_frame(np.zeros(0, dtype=numpy_dtype())).lazy()
     finally:
         recording.close()
 

@@ -5,7 +5,7 @@ happens once per batch: totals are updated (:mod:`lzero.trace.aggregates`), and,
 becomes one Parquet part.
 
 On disk, a recording under way is a directory ``FILE.parts`` of complete Parquet files; closing merges them into
-``FILE`` with one rename. A killed recording therefore leaves readable parts, at most one batch short, and
+``FILE`` with one rename. A killed recording therefore leaves readable parts, at most a batch or two seconds short, and
 :func:`lzero.trace.store.open_trace` of ``FILE`` finds them.
 """
 
@@ -29,6 +29,8 @@ __all__ = ["Recorder"]
 
 _ROW: Final = struct.Struct("<QqHBIQQBIIQiQQQB")
 _ROW_SIZE: Final = _ROW.size
+_FLUSH_NS: Final = 2_000_000_000  # a part at least this often in the recording's own time: what a kill can lose
+_NEVER: Final = 1 << 63
 _RAW_FIELDS: Final = (
     ("seq", "<u8"),
     ("parent", "<i8"),
@@ -87,11 +89,13 @@ class Recorder:
         "_aggregates",
         "_batch",
         "_buffer",
+        "_deadline",
         "_dtype",
         "_end",
         "_last_l2",
         "_offset",
         "_pack_into",
+        "_period",
         "_raw",
         "_writer",
         "path",
@@ -113,6 +117,8 @@ class Recorder:
         self._aggregates = Aggregates()
         self._last_l2: dict[int, tuple[int, int]] = {}
         self._writer: PartWriter | None = None
+        self._period = _FLUSH_NS if path is not None else _NEVER
+        self._deadline = self._period
         if path is not None:
             from lzero.trace.store import PartWriter
 
@@ -190,7 +196,8 @@ class Recorder:
             self._pack_into(self._buffer, offset, *clamped)
         offset += _ROW_SIZE
         self._offset = offset
-        if offset == self._end:
+        if offset == self._end or host_ns >= self._deadline:
+            self._deadline = host_ns + self._period
             self.flush()
 
     def flush(self) -> None:

@@ -14,13 +14,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from lzero.errors import TraceFormatError, UsageError
-from lzero.trace.schema import COLUMN_NAMES, SCHEMA_VERSION, polars_schema
+from lzero.trace.schema import COLUMN_NAMES, SCHEMA_VERSION, numpy_dtype, polars_schema
 
 if TYPE_CHECKING:
     import numpy as np
     import polars as pl
 
-__all__ = ["PartWriter", "export_table", "is_store", "open_trace", "part_files", "row_count", "to_frame"]
+__all__ = ["PartWriter", "export_table", "is_store", "open_trace", "part_files", "row_count", "to_frame", "to_rows"]
 
 _VERSION_KEY: Final = "lzero.trace.schema"
 _MAGIC: Final = b"PAR1"
@@ -32,6 +32,16 @@ def to_frame(rows: np.ndarray[Any, Any]) -> pl.DataFrame:
     import polars as pl
 
     return pl.DataFrame({name: np.ascontiguousarray(rows[name]) for name in COLUMN_NAMES}, schema=polars_schema())
+
+
+def to_rows(frame: pl.DataFrame) -> np.ndarray[Any, Any]:
+    """The structured array of rows of a frame of the schema."""
+    import numpy as np
+
+    rows = np.empty(frame.height, dtype=numpy_dtype())
+    for name in COLUMN_NAMES:
+        rows[name] = frame[name].to_numpy()
+    return rows
 
 
 class PartWriter:

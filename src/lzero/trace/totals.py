@@ -38,7 +38,7 @@ def totals_of(name: str, diagnoses: list[Diagnosis] | None = None, *, strict: bo
         finally:
             recording.close()
     aggregates = Aggregates()
-    for frame in frames(name, diagnoses, strict=strict):
+    for frame in frames(name, diagnoses, strict=strict, by_file=True):
         _add(aggregates, frame)
     return aggregates
 
