@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from lzero.platform.exits import ExitKind
 from lzero.platform.lapic import MsrFault
 from lzero.platform.lapic_registers import APIC_REGISTERS
 from pcboard import Board
@@ -119,14 +120,13 @@ def test_performance_interrupt_masks_its_entry(board: Board) -> None:
     assert board.apic_read(LVT_PERFORMANCE) == NMI | MASKED
 
 
-def test_init_and_startup_are_seen_by_the_run_loop(board: Board) -> None:
-    board.apic_write(ICR, 5 << 8 | 1 << 14)
-    assert board.pc.lapic.init_pending
-    board.apic_write(ICR, 6 << 8 | 0x9A)
-    assert board.pc.lapic.sipi_vector == 0x9A
-    board.pc.lapic.init_pending = False
+def test_an_init_to_itself_is_a_reset(board: Board) -> None:
     board.apic_write(ICR, 5 << 8 | 1 << 15)  # level de-assert
-    assert not board.pc.lapic.init_pending
+    board.apic_write(ICR, 6 << 8 | 0x9A)  # start-up, while it runs
+    assert board.pc.exit_request is None
+    board.apic_write(ICR, 5 << 8 | 1 << 14)
+    assert board.pc.exit_request is not None
+    assert board.pc.exit_request.kind is ExitKind.RESET
 
 
 def test_illegal_vectors_show_in_esr_after_a_write_to_it(board: Board) -> None:

@@ -58,7 +58,9 @@ class LocalApic:
     bus:
         Where the register page is claimed, moved and given back.
     on_change:
-        Called whenever ``deliverable``, ``nmi_pending``, ``init_pending`` or ``sipi_vector`` may have changed.
+        Called whenever ``deliverable`` or ``nmi_pending`` may have changed.
+    on_init:
+        Called when the processor sends itself an INIT.
     on_eoi:
         Called with the vector of a level-triggered interrupt at its end, for the I/O APIC.
     apic_id:
@@ -73,20 +75,20 @@ class LocalApic:
         bus: Bus,
         on_change: Callable[[], None],
         on_eoi: Callable[[int], None],
+        on_init: Callable[[], None],
         apic_id: int = 0,
         physical_address_bits: int = 39,
     ) -> None:
         self._bus = bus
         self._on_change = on_change
         self._on_eoi = on_eoi
+        self._on_init = on_init
         self._physical_mask = (1 << physical_address_bits) - 1
         self._reset_id = apic_id
         self.timer = ApicTimer(clock, self._timer_expired)
         self._base = APIC_BASE_DEFAULT | BASE_BSP | BASE_ENABLE
         self.extint_line = False
         self.nmi_pending = False
-        self.init_pending = False
-        self.sipi_vector: int | None = None
         self._reset_registers()
         bus.register_mmio(APIC_BASE_DEFAULT, APIC_PAGE, self)
 
@@ -108,11 +110,6 @@ class LocalApic:
         self.deliverable = False
         self.accepts_extint = False
         self._refresh_extint()
-
-    def init(self) -> None:
-        """INIT: the power-up state, but the APIC ID and IA32_APIC_BASE stay."""
-        self._reset_registers()
-        self._changed()
 
     def set_firmware_state(self) -> None:
         """What PC firmware leaves behind: enabled, LINT0 takes the 8259A's interrupts (virtual wire), LINT1 is NMI."""
@@ -267,11 +264,8 @@ class LocalApic:
             self.nmi_pending = True
             self._on_change()
         elif mode == DeliveryMode.INIT:
-            self.init_pending = True
-            self._on_change()
-        elif mode == DeliveryMode.STARTUP:
-            self.sipi_vector = vector
-            self._on_change()
+            self._on_init()
+        # SMI: there is no SMM. Start-up: a processor that runs ignores it.
 
     def _send(self) -> None:
         """Writing the interrupt command register's low half sends it. There is one processor: it gets it, or nobody

@@ -15,7 +15,7 @@ from lzero.platform import acpi, mptable
 from lzero.platform.bus import Bus
 from lzero.platform.clock import Clock
 from lzero.platform.debug_exit import DebugExit
-from lzero.platform.exits import ExitRequest
+from lzero.platform.exits import ExitKind, ExitRequest
 from lzero.platform.fw_cfg import FwCfg, Key
 from lzero.platform.ioapic import PINS, IoApic
 from lzero.platform.keyboard import KeyboardController
@@ -65,7 +65,7 @@ class Pc:
     console:
         Receives the serial port's output byte by byte.
     on_interrupt:
-        Called when an interrupt, an NMI or an INIT has become deliverable that was not before: wake or stop the
+        Called when an interrupt or an NMI has become deliverable that was not before: wake or stop the
         processor.
     physical_address_bits:
         MAXPHYADDR of the processor.
@@ -96,6 +96,7 @@ class Pc:
             self.bus,
             on_change=self._update,
             on_eoi=self.ioapic.end_of_interrupt,
+            on_init=self._init,
             physical_address_bits=physical_address_bits,
         )
         self.pic = PicPair(self._set_pic_output)
@@ -192,7 +193,7 @@ class Pc:
         lapic = self.lapic
         self.interrupt_pending = pending = lapic.deliverable or (self._pic_output and lapic.accepts_extint)
         self.nmi_pending = lapic.nmi_pending
-        attention = pending or lapic.nmi_pending or lapic.init_pending
+        attention = pending or lapic.nmi_pending
         rising = attention and not self._attention
         self._attention = attention
         if rising and self.on_interrupt is not None:
@@ -220,6 +221,10 @@ class Pc:
     def feed_console(self, data: bytes) -> None:
         """Characters typed at the console."""
         self.serial.feed(data)
+
+    def _init(self) -> None:
+        # The only processor would start again at the reset vector, where a PC has its firmware: a reset.
+        self._request_exit(ExitRequest(ExitKind.RESET, 0, "INIT IPI to itself, local APIC"))
 
     def _request_exit(self, request: ExitRequest) -> None:
         if self.exit_request is None:
