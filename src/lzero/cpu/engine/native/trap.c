@@ -190,10 +190,10 @@ bool x86_cpu_exec_interrupt_x86_64(void *cpu, int request)
         return true;
     }
     bool inhibited = E32(hflags) & HF_INHIBIT_IRQ;
-    if ((int64_t)m->s.budget < 0) {
-        trap(m, TRAP_EXPIRED);
-    } else if (m->s.kick) {
+    if (m->s.kick) {   /* first: a kick arms an empty budget, and what expires then would only kick again */
         trap(m, TRAP_KICK);
+    } else if ((int64_t)m->s.budget < 0) {
+        trap(m, TRAP_EXPIRED);
     } else if (m->s.want_nmi_window && !inhibited && !(E32(hflags2) & HF2_NMI)) {
         trap(m, TRAP_NMI_WINDOW);
     } else if (m->s.want_interrupt_window && !inhibited && (E64(eflags) & 0x200)) {
@@ -312,6 +312,10 @@ void helper_write_crN_x86_64(void *env, int reg, uint64_t value)
     struct lz_machine *m = lz_of_env(env);
     if (!m) {
         lz_engine.helper_write_crN(env, reg, value);
+        return;
+    }
+    if (reg == 2) {
+        E64(cr2) = value;
         return;
     }
     if (reg == 3 && !(m->s.cr_write & 8) && (E64(efer) & 0x400)) {
