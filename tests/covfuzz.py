@@ -1,7 +1,7 @@
 """A small coverage-guided fuzzer for readers written in Python.
 
-Inputs that reach a new edge (a pair of lines executed one after the other in the watched files) join the corpus from which further
-inputs are made by damaging bytes, as AFL does it. Deterministic for a seed.
+Inputs that reach a new edge (a pair of lines executed one after the other in the watched files) join the corpus from
+which further inputs are made by damaging bytes, as AFL does it.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import lzma
 import re
 import shutil
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from lzero.cli import main
 from lzero.dispatch.audit import BranchKind, ModuleAudit, Shape, audit_module, compare, dispatch_rate
 from lzero.errors import UsageError
 
@@ -88,6 +90,8 @@ def test_svm_dispatch(debian_module: FindModule, series: str, filled: int) -> No
     assert audit.dispatch.function == "svm_invoke_exit_handler"
     assert audit.dispatch.shape is Shape.CHAIN
     assert [test.reason for test in audit.dispatch.tests] == SVM_CHAIN
+    names = [audit.reason_name(test.reason) for test in audit.dispatch.tests]
+    assert names == ["msr", "vintr", "interrupt", "hlt", "npf"]
     assert audit.dispatch.null_check
     table = audit.table
     assert table is not None
@@ -139,3 +143,23 @@ def test_a_vmx_profile_does_not_fit_an_svm_module(debian_module: FindModule) -> 
     audit: ModuleAudit = audit_module(debian_module("6.1", "kvm-amd"))
     with pytest.raises(UsageError, match="VT-x exit reasons"):
         dispatch_rate(audit, "skewed")
+
+
+@pytest.mark.parametrize(("series", "name"), MODULES)
+def test_command(debian_module: FindModule, capsys: pytest.CaptureFixture[str], series: str, name: str) -> None:
+    path = str(debian_module(series, name))
+    assert main(["dispatch", "audit", path, "--against", path]) == 0
+    text = capsys.readouterr().out
+    assert "chain of equality tests, then the table" in text
+    assert "the same branches by function, the same tests, the same table" in text
+    assert main(["dispatch", "audit", path, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["dispatch"]["shape"] == "chain"
+    assert len(document["branches"]) == sum(document["counts"].values())
+
+
+def test_command_refuses_what_is_no_module(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "text.ko"
+    path.write_text("hello\n")
+    assert main(["dispatch", "audit", str(path)]) == 66
+    assert capsys.readouterr().err.count("\n") == 1

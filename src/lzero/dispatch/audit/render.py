@@ -88,6 +88,11 @@ def _site_row(branch: IndirectBranch) -> tuple[str, ...]:
     return (where, f"{branch.section}+{branch.offset:#x}", branch.kind.value, target, ", ".join(notes))
 
 
+def _number(audit: ModuleAudit, reason: int) -> str:
+    """A reason as its manual writes it: Intel's in decimal, AMD's in hex."""
+    return f"{reason:#x}" if audit.vendor == "svm" else str(reason)
+
+
 def _dispatch_lines(audit: ModuleAudit) -> Iterator[str]:
     dispatch = audit.dispatch
     yield f"Dispatch: {dispatch.function or 'not found'}: {dispatch.shape.value}"
@@ -95,7 +100,7 @@ def _dispatch_lines(audit: ModuleAudit) -> Iterator[str]:
         (
             f"{number}.",
             test.relation,
-            str(test.reason),
+            _number(audit, test.reason),
             audit.reason_name(test.reason),
             f"first goes to {test.leads_to}",
         )
@@ -126,7 +131,9 @@ def _table_lines(audit: ModuleAudit) -> Iterator[str]:
         later = table.overrides.get(reason)
         handler = table.handlers.get(reason, "(empty)")
         tested = "tested before the table" if reason in audit.dispatch.direct_reasons else ""
-        rows.append((str(reason), audit.reason_name(reason), f"{handler} -> {later}" if later else handler, tested))
+        rows.append(
+            (_number(audit, reason), audit.reason_name(reason), f"{handler} -> {later}" if later else handler, tested)
+        )
     yield from _columns(rows)
     if table.overridden_by:
         yield f"  (a -> b: {table.overridden_by} stores b at load when nested virtualisation is enabled)"
@@ -185,7 +192,7 @@ def _difference_lines(first: ModuleAudit, second: ModuleAudit, difference: Audit
     if difference.handlers:
         yield "  handlers"
         rows = [
-            (str(reason), first.reason_name(reason), one or "(empty)", two or "(empty)")
+            (_number(first, reason), first.reason_name(reason), one or "(empty)", two or "(empty)")
             for reason, one, two in difference.handlers
         ]
         yield from _columns(rows, "    ")
