@@ -119,7 +119,7 @@ def _show(made: Plan) -> None:
 
     expected, reference = made.expected, made.reference
     how = (
-        "independent exits: a test is mispredicted min(p, 1-p) of the time"
+        "of independent exits, min(p, 1-p) at a test or a little more, as a two-bit counter errs"
         if made.predictor == "independent"
         else f"recorded order replayed through the {made.predictor} predictor model"
     )

@@ -28,13 +28,15 @@ from lzero.dispatch.tree import Eq, Leaf, Less, Node, Range
 
 __all__ = ["calibrate", "load_calibration"]
 
-_LENGTH = 32768
+_LENGTH = 65536
 _TESTS = 16
 _ONE, _TWO = 48, 32
 _HIT, _OTHER = Leaf("handle_ept_misconfig"), Leaf("kvm_emulate_wrmsr")
+_BIASES = (0.1, 0.2, 0.3)
+"""Probabilities at which the ideal guess and the two-bit counter differ most."""
 _SPREAD = (48, 32, 12, 1, 30, 10, 31, 52)
 _EFFORT = Effort(layouts=2, processes=2, rounds={"plain": 9})
-FORMAT_VERSION = 2
+FORMAT_VERSION = 4
 """Part of the cached file's name: raised when calibration changes."""
 
 
@@ -62,6 +64,7 @@ def _orders() -> dict[str, ReasonArray]:
         "constant": np.full(_LENGTH, _ONE, dtype=np.uint16),
         "alternating": np.resize(np.repeat(pair, 2), _LENGTH),
         "coin": generator.choice(pair, _LENGTH),
+        **{f"biased {p}": generator.choice(pair, _LENGTH, p=[p, 1 - p]) for p in _BIASES},
         "spread": generator.choice(np.array(_SPREAD, dtype=np.uint16), _LENGTH),
     }
 
@@ -92,16 +95,33 @@ def calibrate(
     comparison = max(ticks["compare", "constant"] / _TESTS, 0.05)
     spread = max(ticks["table", "spread"] - ticks["table", "constant"], 0.0)
     rate = 1 - 1 / len(_SPREAD)
+    misprediction = max((ticks["coin", "coin"] - ticks["coin", "alternating"]) / 0.5, 0.0)
     return CostModel(
         comparison=comparison,
         taken=max(ticks["split", "constant"] / _TESTS - comparison, 0.0),
         range_extra=max(ticks["ranges", "constant"] / _TESTS - comparison, 0.0),
-        misprediction=max((ticks["coin", "coin"] - ticks["coin", "alternating"]) / 0.5, 0.0),
+        misprediction=misprediction,
+        counter_share=_counter_share(ticks, misprediction),
         indirect=max(ticks["table", "constant"], 0.0),
         indirect_misprediction=spread / rate if spread > 2.0 else 0.0,
         mitigation=mitigation.name,
         source=f"calibrated on {describe_host().short()}, {compiler.version}",
     )
+
+
+def _counter_share(ticks: dict[tuple[str, str], float], misprediction: float) -> float:
+    """How far biased independent outcomes are mispredicted as by a two-bit counter: 0 for the ideal guess, 1 for it."""
+    if misprediction < 1.0:
+        return 0.0
+    constant = ticks["coin", "constant"]
+    # Two handlers in turn cost a little more than one alone, also when predicted; in proportion to how often they turn.
+    variety = ticks["coin", "alternating"] - constant
+    shares = []
+    for p in _BIASES:
+        ideal, product = min(p, 1 - p), p * (1 - p)
+        missed = (ticks["coin", f"biased {p}"] - constant - 4 * product * variety) / misprediction
+        shares.append((missed - ideal) / (product / (1 - 2 * product) - ideal))
+    return float(np.clip(np.mean(shares), 0.0, 1.0))
 
 
 def _cache_path(compiler: Compiler, mitigation: Mitigation) -> Path:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from lzero.dispatch.measure.bench import REFERENCE, BenchResult, Cell, Row
 from lzero.dispatch.measure.build import DIRECT, PGO_SWITCH
-from lzero.dispatch.measure.run import MODES, WARM_UP, chosen_cpu
+from lzero.dispatch.measure.run import MINIMUM_LENGTH, MODES, WARM_UP, chosen_cpu
 from lzero.dispatch.measure.stats import Interval
 from lzero.dispatch.plan_file import write_whole
 
@@ -48,7 +48,18 @@ def head_lines(result: BenchResult) -> list[str]:
         f"pinned to CPU {chosen_cpu()}",
         "95 % intervals: cluster bootstrap over processes and layouts of ratios paired within a round; "
         "≈ marks what is within noise of S2",
+        *_short_recording(result),
         EXIT_SCALE,
+    ]
+
+
+def _short_recording(result: BenchResult) -> list[str]:
+    order = result.profile.order
+    if order is None or len(order) >= MINIMUM_LENGTH:
+        return []
+    return [
+        f"CAUTION: the recording has only {len(order)} exits, repeated here; predictors learn less than "
+        f"{MINIMUM_LENGTH} by heart, so mispredictions are too few"
     ]
 
 

@@ -3,13 +3,17 @@
 Two bounds; both hold for *every* tree of two-way tests, whatever the tests are (sets, masks, parities), so a plan near
 them has nothing left to gain from cleverer tests.
 
-*Entropy.* A node reached by a share w of exits that sends p of them one way costs w·(c + M·min(p, 1-p)) and yields
-w·H(p) bits.  With λ the least ratio of the two over p, the whole tree costs at least λ times the handlers' entropy.
-Where the table may end any part at T ticks, the reasons that go to it cost T and count as one handler; the best such
-set is a prefix of the reasons from the lightest up (it is a fractional knapsack, and the bound is concave between).
+*Entropy.* A node reached by a share w of exits that sends p of them one way costs w·(c + M·m(p)), where m is the
+model's share of mispredictions, and yields w·H(p) bits.  With λ the least ratio of the two over p, the whole tree costs
+at least λ times the handlers' entropy.  Where the table may end any part at T ticks, the reasons that go to it cost T
+and count as one handler; the best such set is a prefix of the reasons from the lightest up (it is a fractional
+knapsack, and the bound is concave between).
 
 *Relaxation.* All but the heaviest handlers count as one handler that needs no telling apart; over the rest the best
-tree of arbitrary set tests is found exactly, by a program over subsets.
+tree of arbitrary set tests is found exactly, by a program over subsets.  A real tree may hold pieces of that one
+handler in several places; gathering them in one of the places cannot cost more, because every price is concave in how
+much lies where.  That holds for the ideal guess min(p, 1-p), which is the greatest concave function below the two-bit
+counter's, so this bound uses it whatever the model says.
 """
 
 from __future__ import annotations
@@ -32,7 +36,8 @@ def _price_per_bit(model: CostModel) -> float:
     p = np.linspace(1e-6, 0.5, 200_001)
     bits = -(p * np.log2(p) + (1 - p) * np.log2(1 - p))
     # The grid overestimates the minimum by less than this factor; a bound must err to the low side.
-    return float(((model.comparison + model.misprediction * p) / bits).min() * (1 - 1e-6))
+    missed = model.mispredicted(p, 1 - p)
+    return float(((model.comparison + model.misprediction * missed) / bits).min() * (1 - 1e-6))
 
 
 def entropy_bound(shares: Iterable[float], model: CostModel, *, table: bool = False) -> float:

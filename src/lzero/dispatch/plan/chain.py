@@ -46,15 +46,18 @@ def best_chain(domain: Domain, model: CostModel, table: Node, tests: int) -> Cha
     shares = np.array([atom.weight for atom in atoms])
     members = (np.arange(1 << count)[:, None] >> np.arange(count) & 1).astype(np.float64)
     rest = np.maximum(1.0 - members @ shares, 0.0)
-    cost = model.indirect * rest
+    # What the table costs beyond its price: targets guessed wrong among the reasons still left.
+    squares = np.maximum(sum(atom.weight**2 for atom in domain.atoms) - members @ shares**2, 0.0)
+    wrong = np.maximum(rest - squares / np.maximum(rest, 1e-12), 0.0)
+    cost = model.indirect * rest + model.indirect_misprediction * wrong
     choice = np.full(1 << count, -1)
     for sets in reversed(_sets_by_size(count)[: min(tests, count)]):
         for t in range(count):
             open_sets = sets[sets >> t & 1 == 0]
             here = rest[open_sets]
-            after = here - shares[t]
+            after = np.maximum(here - shares[t], 0.0)
             price = model.comparison * here + model.taken * shares[t] + cost[open_sets | 1 << t]
-            price += model.misprediction * np.minimum(shares[t], np.maximum(after, 0.0))
+            price += model.misprediction * model.mispredicted(np.full_like(after, shares[t]), after)
             better = price < cost[open_sets]
             cost[open_sets[better]] = price[better]
             choice[open_sets[better]] = t

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from lzero.dispatch.plan.model import CostModel
 from lzero.dispatch.plan.predictor import ReplayPath, replay, target_misprediction_rate
 from lzero.dispatch.profiles.profile import Profile
@@ -142,17 +144,10 @@ def _is_taken(node: Eq | Less | Range, holds: bool) -> bool:
 
 
 def expected_cost(root: Node, frequencies: Mapping[int, float], model: CostModel) -> Expected:
-    """Cost per exit for independent exits: a test that holds with probability p is wrong min(p, 1-p) of times."""
+    """Cost per exit for independent exits, mispredicted as `CostModel.mispredicted` says."""
     sums = _Sums()
     _visit(lowered(root), dict(frequencies), model, sums)
-    if model.indirect_misprediction and sums.table_calls:
-        sums.extra += model.indirect_misprediction * _unpredictable(frequencies) * sums.table_calls
     return sums.total(model)
-
-
-def _unpredictable(frequencies: Mapping[int, float]) -> float:
-    """How often the best fixed guess of an independent exit's target is wrong."""
-    return 1.0 - max(frequencies.values())
 
 
 def _visit(node: Node, shares: dict[int, float], model: CostModel, sums: _Sums) -> None:
@@ -164,6 +159,9 @@ def _visit(node: Node, shares: dict[int, float], model: CostModel, sums: _Sums) 
             return
         case IndirectTable():
             sums.table_calls += weight
+            if weight:
+                squares = sum(share**2 for share in shares.values())
+                sums.extra += model.indirect_misprediction * (weight - squares / weight)
             targets = node.contents(NESTED_ON)
             for function in {target for target in targets.values() if isinstance(target, OutOfLine)}:
                 inside = {reason: share for reason, share in shares.items() if targets.get(reason) == function}
@@ -179,7 +177,7 @@ def _visit(node: Node, shares: dict[int, float], model: CostModel, sums: _Sums) 
             no = {reason: share for reason, share in shares.items() if reason not in yes}
             hit, miss = sum(yes.values()), sum(no.values())
             sums.comparisons += weight
-            sums.mispredictions += min(hit, miss)
+            sums.mispredictions += float(model.mispredicted(np.array(hit), np.array(miss)))
             sums.taken += hit if _is_taken(node, True) else miss
             if isinstance(node, Range):
                 sums.extra += model.range_extra * weight

@@ -23,12 +23,11 @@ import numpy as np
 import numpy.typing as npt
 
 from lzero.dispatch.plan.domain import Domain
-from lzero.dispatch.plan.model import CostModel
+from lzero.dispatch.plan.model import CostModel, Floats
 from lzero.dispatch.tree import Eq, Less, Node, Range
 
 __all__ = ["ExactPlan", "best_tree", "merged_runs"]
 
-Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 NODE_PRICE = 1e-6
@@ -124,6 +123,8 @@ class _Solver:
         weights /= weights.sum()
         self.below = np.zeros((self.size + 1, self.sets))
         np.cumsum(self.present * weights[:, None], axis=0, out=self.below[1:])
+        self.squares_below = np.zeros((self.size + 1, self.sets))
+        np.cumsum(self.present * (weights**2)[:, None], axis=0, out=self.squares_below[1:])
         self.uniform_to = self._uniform_to()
         self.cost = np.zeros((self.size, self.size, self.sets))
 
@@ -169,11 +170,18 @@ class _Solver:
         weight = self._weight(i, j, sets)
         best = self._split(i, j, sets, weight)
         if self.table:
-            np.minimum(best, self.model.indirect * weight + NODE_PRICE, out=best)
+            np.minimum(best, self._table_price(i, j, sets, weight), out=best)
         best[self.uniform_to[i, sets] >= j] = 0.0
         self._equalities(i, j, inside, weight, best)
         self.cost[i, j] = best[rank_of]
         self.states += len(sets)
+
+    def _table_price(self, i: int, j: int, sets: Ints | int, weight: Floats) -> Floats:
+        """The table for everything left: its price, and the targets that a plain indirect branch guesses wrong."""
+        squares = self.squares_below[j + 1, sets] - self.squares_below[i, sets]
+        wrong = np.maximum(weight - squares / np.maximum(weight, 1e-12), 0.0)
+        price: Floats = self.model.indirect * weight + self.model.indirect_misprediction * wrong + NODE_PRICE
+        return price
 
     def _split(self, i: int, j: int, sets: Ints, weight: Floats) -> Floats:
         """Least cost of a less-than test, for every set."""
@@ -183,7 +191,7 @@ class _Solver:
         right = self.cost[i + 1 : j + 1, j][:, columns]
         low = self.below[i + 1 : j + 1][:, columns] - self.below[i, columns]
         high = weight - low
-        price = np.minimum(low, high)
+        price = self.model.mispredicted(low, high)
         price *= self.model.misprediction
         price += left
         price += right
@@ -203,7 +211,7 @@ class _Solver:
             here = weight[ranks][:, None]
             rest = np.minimum(weight[larger], here)
             hit = here - rest
-            price = model.misprediction * np.minimum(hit, rest)
+            price = model.misprediction * model.mispredicted(hit, rest)
             price += best[larger]
             price += model.taken * hit
             price += (model.comparison + extra[missing]) * here
@@ -220,25 +228,26 @@ class _Solver:
         if self.uniform_to[i, removed] >= j:
             present = [k for k in range(i, j + 1) if self.present[k, removed]]
             return domain.outcomes[domain.atoms[present[0] if present else i].outcome]
-        weight = float(self._weight(i, j, removed))
+        weight = self._weight(i, j, removed)
         options: list[tuple[float, int, int]] = []
         if table is not None:
-            options.append((model.indirect * weight + NODE_PRICE, 0, 0))
+            options.append((float(self._table_price(i, j, removed, weight)), 0, 0))
         for split in range(i + 1, j + 1):
-            low = float(self._weight(i, split - 1, removed))
-            price = model.comparison * weight + model.misprediction * min(low, weight - low)
+            low = self._weight(i, split - 1, removed)
+            price = model.comparison * weight + model.misprediction * model.mispredicted(low, weight - low)
             price += model.taken * (weight - low) + NODE_PRICE
-            price += float(self.cost[i, split - 1, removed] + self.cost[split, j, removed])
-            options.append((price, 1, split))
+            price += self.cost[i, split - 1, removed] + self.cost[split, j, removed]
+            options.append((float(price), 1, split))
         inside = self.inside(i, j)
         for t in range(len(self.candidates)):
             if not inside >> t & 1 or removed >> t & 1:
                 continue
             larger = removed | 1 << t
-            rest = min(float(self._weight(i, j, larger)), weight)
-            price = (model.comparison + self._extra(t)) * weight + model.misprediction * min(weight - rest, rest)
-            price += model.taken * (weight - rest) + NODE_PRICE + float(self.cost[i, j, larger])
-            options.append((price, 2, t))
+            rest = np.minimum(self._weight(i, j, larger), weight)
+            price = (model.comparison + self._extra(t)) * weight
+            price += model.misprediction * model.mispredicted(weight - rest, rest)
+            price += model.taken * (weight - rest) + NODE_PRICE + self.cost[i, j, larger]
+            options.append((float(price), 2, t))
         _, kind, argument = min(options)
         if kind == 0:
             assert table is not None

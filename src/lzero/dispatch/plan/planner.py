@@ -59,7 +59,7 @@ class Plan:
     expected:
         Cost per exit under the model; mispredictions counted as ``predictor`` says.
     predictor:
-        ``independent`` (min(p, 1-p) at each test) or the name of the replayed predictor model.
+        ``independent`` (`CostModel.mispredicted` at each test) or the name of the replayed predictor model.
     reference:
         The same for S2.
     bound:
@@ -128,7 +128,8 @@ def make_plan(
     found = _search(profile, model, plan_class, tests, used)
     reference = _cost(STRATEGIES[REFERENCE_STRATEGY].root, profile, model, used)
     bound = None
-    if used == "independent":
+    # Without mispredicted targets the table's price is a constant; with them the bound would be far too low to say.
+    if used == "independent" and (plan_class is PlanClass.TREE or not model.indirect_misprediction):
         domain = _domain(profile, separate=True)
         bound = lower_bound(domain.outcome_weights.values(), model, table=plan_class is not PlanClass.TREE)
     sensitivity = tuple(_sensitivity(found.tree, other, model, plan_class, tests) for other in others)
