@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from bootimages import BzImage, Elf
 from lzero.errors import ImageError
 from lzero.platform.loaders import EntryMode, ImageKind, LoadOptions, detect, load
+from lzero.platform.loaders import payload as payloads
 from lzero.platform.loaders.payload import unpack
 from lzero.platform.memory import GuestMemory
 
@@ -170,8 +171,30 @@ def test_lz4_copies_repeat(literals: bytes, offset: int, length: int) -> None:
     expected = bytearray(literals)
     for _ in range(match if match >= 4 else 4):
         expected.append(expected[-offset])
+    block += b"\xc0" + b"end of block"  # a block ends with literals
     payload = b"\x02\x21\x4c\x18" + struct.pack("<I", len(block)) + block + bytes(4)
-    assert unpack(payload) == bytes(expected)
+    assert unpack(payload) == payloads._lz4(payload) == bytes(expected) + b"end of block"
+    assert payloads._lz4_block(block) == bytes(expected) + b"end of block"
+
+
+def test_lz4_without_the_hosts_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(payloads, "_host_lz4", lambda: None)
+    assert unpack(lz4_legacy(KERNEL)) == KERNEL
+
+
+@given(st.binary(max_size=100))
+def test_both_lz4_readers_agree_on_garbage(block: bytes) -> None:
+    library = payloads._host_lz4()
+    if library is None:
+        pytest.skip("liblz4 is not installed")
+    try:
+        expected = payloads._lz4_block(block)
+    except (ValueError, IndexError):
+        return  # what one refuses the other may read as a block that ends early, or refuse
+    try:
+        assert library(block) == expected
+    except ValueError:
+        pass  # the library also refuses blocks that end with a copy
 
 
 @given(st.sampled_from(sorted(COMPRESSORS)), st.data())

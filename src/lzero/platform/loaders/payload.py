@@ -7,10 +7,13 @@ at the end of their stream.
 from __future__ import annotations
 
 import bz2
+import ctypes
 import lzma
 import struct
+import sys
 import zlib
 from collections.abc import Callable, Mapping
+from functools import cache
 
 from lzero.errors import ImageError
 
@@ -20,6 +23,8 @@ SIZE_TRAILER = 4
 LZ4_LEGACY_MAGIC = b"\x02\x21\x4c\x18"
 LZ4_LONG_LENGTH = 15
 LZ4_MINIMUM_MATCH = 4
+HOST_LZ4 = "liblz4.so.1" if sys.platform == "linux" else "liblz4.1.dylib"
+LZ4_LARGEST_BLOCK = 8 << 20
 LARGEST_KERNEL = 1 << 30
 
 
@@ -63,6 +68,7 @@ def _zstd(payload: bytes) -> bytes:
 
 def _lz4(payload: bytes) -> bytes:
     """LZ4's legacy frame: blocks of at most 8 MiB, each behind its compressed size."""
+    unpack_block = _host_lz4() or _lz4_block
     end = len(payload) - SIZE_TRAILER
     position = len(LZ4_LEGACY_MAGIC)
     blocks = []
@@ -71,9 +77,29 @@ def _lz4(payload: bytes) -> bytes:
         position += 4
         if position + size > end:
             raise ValueError(f"an LZ4 block of {size:#x} bytes runs over the end")
-        blocks.append(_lz4_block(payload[position : position + size]))
+        blocks.append(unpack_block(payload[position : position + size]))
         position += size
     return b"".join(blocks)
+
+
+@cache
+def _host_lz4() -> Callable[[bytes], bytes] | None:
+    """The host's liblz4, which unpacks a kernel in a tenth of the time; None where there is none."""
+    try:
+        function = ctypes.CDLL(HOST_LZ4).LZ4_decompress_safe
+    except (OSError, AttributeError):
+        return None
+    function.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_int, ctypes.c_int)
+    function.restype = ctypes.c_int
+    target = ctypes.create_string_buffer(LZ4_LARGEST_BLOCK)
+
+    def unpack_block(block: bytes) -> bytes:
+        size = function(block, target, len(block), LZ4_LARGEST_BLOCK)
+        if size < 0:
+            raise ValueError("liblz4 finds a damaged block")
+        return ctypes.string_at(target, size)
+
+    return unpack_block
 
 
 def _lz4_length(block: bytes, position: int, length: int) -> tuple[int, int]:
