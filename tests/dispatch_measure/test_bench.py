@@ -11,12 +11,21 @@ import polars
 import pytest
 
 from lzero.cli import main
-from lzero.dispatch.measure.bench import BenchOptions, run_bench
+from lzero.dispatch.measure.bench import BenchOptions, BenchResult, run_bench
 from lzero.dispatch.measure.build import DIRECT, PGO_SWITCH, build_program, candidate_symbol, write_order
 from lzero.dispatch.measure.cachegrind import count_branches, valgrind_available
 from lzero.dispatch.measure.calibrate import calibrate
+from lzero.dispatch.measure.host import describe_host
 from lzero.dispatch.measure.mitigations import MITIGATIONS
-from lzero.dispatch.measure.results import cell_tables, summary_lines, to_json, write_json, write_parquet, write_plot
+from lzero.dispatch.measure.results import (
+    cell_tables,
+    head_lines,
+    summary_lines,
+    to_json,
+    write_json,
+    write_parquet,
+    write_plot,
+)
 from lzero.dispatch.measure.run import Effort, measure_programs
 from lzero.dispatch.object_code import ObjectCode
 from lzero.dispatch.profiles import SYNTHETIC
@@ -176,3 +185,21 @@ def test_plan_from_bad_input_leaves_nothing_behind(tmp_path: Path, capsys: pytes
     prices.write_text("[]")
     assert main(["dispatch", "plan", "skewed", f"--prices={prices}"]) == PlanError.exit_status
     assert main(["dispatch", "plan", "skewed", "--prices=nowhere"]) == UsageError.exit_status
+
+
+def test_gcc_profile_that_is_not_there_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a missing profile gcc compiles as if none had been asked for; the baseline would be a plain switch."""
+    if shutil.which("gcc") is None:
+        pytest.skip("gcc is not installed")
+    compiler = find_compiler("gcc")
+    monkeypatch.setattr("lzero.dispatch.measure.build._GccProfile.use", lambda _self: ["-fprofile-use"])
+    monkeypatch.setattr("lzero.dispatch.measure.build._train", lambda _command, _environment: None)
+    order = SYNTHETIC["skewed"].make().sequence(32768)
+    build = build_program(compiler, MITIGATIONS["retpoline"], [], tmp_path, training=order, pgo=[compiler])
+    assert "ignored its own profile" in build.absent[f"{PGO_SWITCH}-gcc"]
+
+
+def test_short_recording_is_measured_with_a_caution(tmp_path: Path) -> None:
+    counted = BenchResult(describe_host(), SYNTHETIC["bursty"].make(1000), SHORT, ())
+    assert any(line.startswith("CAUTION: the recording has only 1000 exits") for line in head_lines(counted))
+    assert not any("CAUTION" in line for line in head_lines(replace(counted, profile=SYNTHETIC["bursty"].make())))

@@ -132,3 +132,34 @@ def test_predictors_learn_a_period_and_not_a_coin() -> None:
 def test_plain_indirect_branch_is_predicted_on_a_period_only() -> None:
     assert target_misprediction_rate(load_profile("periodic").sequence(8000)) < 0.4
     assert target_misprediction_rate(load_profile("skewed").sequence(8000)) > 0.5
+
+
+@pytest.mark.parametrize("plan_class", list(PlanClass))
+def test_a_profile_of_one_reason_is_planned_too(plan_class: PlanClass) -> None:
+    plan = make_plan(Profile("one", "made here", {48: 7}), REFERENCE_MODEL, plan_class)
+    assert plan.expected.mispredictions == 0
+    assert plan.bound == 0.0
+    assert regions(plan.strategy.root) == regions(STRATEGIES["table"].root)
+
+
+def test_a_plain_table_is_dear_when_its_targets_are_not_predictable() -> None:
+    plain = CostModel(indirect=1.0, indirect_misprediction=27.0, mitigation="none")
+    skewed = load_profile("skewed")
+    shares = skewed.frequencies().values()
+    table = expected_cost(STRATEGIES["table"].root, skewed.frequencies(), plain)
+    assert table.ticks == pytest.approx(1.0 + 27.0 * (1 - sum(share**2 for share in shares)))
+    plan = make_plan(skewed, plain, PlanClass.TREE_TABLE)
+    assert plan.expected.ticks < table.ticks
+    assert plan.bound is None
+
+
+def test_misprediction_law_lies_between_the_ideal_guess_and_the_counter() -> None:
+    p = np.linspace(0.0, 1.0, 101)
+    ideal = CostModel().mispredicted(p, 1 - p)
+    counter = CostModel(counter_share=1.0).mispredicted(p, 1 - p)
+    assert np.array_equal(ideal, np.minimum(p, 1 - p))
+    assert (counter >= ideal - 1e-12).all()
+    assert counter[50] == pytest.approx(0.5)
+    assert counter[30] == pytest.approx(0.21 / 0.58)
+    with pytest.raises(PlanError, match="counter_share"):
+        CostModel(counter_share=1.5)

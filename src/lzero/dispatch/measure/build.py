@@ -270,15 +270,21 @@ def _pgo_switch(builder: _Builder, name: str, common: list[Path], training: Reas
     instrumented = builder.candidate(switch, profile.generate, name)
     main = builder.main([name], builder.directory / "trainer_main.o")
     builder.link([main, instrumented, *common], trainer, profile.generate)
-    symbol = candidate_symbol(name)
-    arguments = [str(trainer), str(order), "-1", str(int(nested)), "0", "0", "once", symbol]
-    done = subprocess.run(arguments, env=os.environ | profile.environment, capture_output=True, timeout=60, check=False)
-    if done.returncode != 0:
-        raise ToolError(f"the training run of the profile-guided switch ended with status {done.returncode}")
+    _train(
+        [str(trainer), str(order), "-1", str(int(nested)), "0", "0", "once", candidate_symbol(name)],
+        profile.environment,
+    )
     final = builder.candidate(switch, profile.use(), name)
     if final.read_bytes() == without:
         raise ToolError("the compiler ignored its own profile: the profile-guided switch equals the plain one")
     return final
+
+
+def _train(command: list[str], environment: dict[str, str]) -> None:
+    """Run the instrumented program over the training order; it leaves its profile when it ends."""
+    done = subprocess.run(command, env=os.environ | environment, capture_output=True, timeout=60, check=False)
+    if done.returncode != 0:
+        raise ToolError(f"the training run of the profile-guided switch ended with status {done.returncode}")
 
 
 class _GccProfile:
