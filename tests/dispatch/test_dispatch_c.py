@@ -93,6 +93,13 @@ def test_random_trees_in_c(cc: str, tree: Node) -> None:
 
 
 @compilers
+@given(tree=trees)
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_random_trees_in_machine_code(cc: str, tree: Node) -> None:
+    assert verify_c(Strategy("random", "", "", tree), find_compiler(cc), "standalone").problems == ()
+
+
+@compilers
 def test_without_retpolines_the_kernel_style_is_the_kernels_table(cc: str) -> None:
     found = outcomes_of_c(STRATEGIES["range_as_written"], find_compiler(cc), "kernel", retpoline=False)
     nested = frozenset({ConditionName.NESTED})

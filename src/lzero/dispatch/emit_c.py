@@ -247,9 +247,9 @@ class _Emitter:
                     self.uses_unexpected = True
                     return [*lines, f"{tabs}goto {_UNEXPECTED_LABEL};"]
                 case IndirectTable():
-                    return [*lines, *self.separate(lines, tabs), *self.indirect(node, tabs)]
+                    return [*lines, *self.separate(lines, depth), *self.indirect(node, tabs)]
                 case Switch():
-                    lines += self.separate(lines, tabs) + self.switch(node, depth)
+                    lines += self.separate(lines, depth) + self.switch(node, depth)
                     node = node.default
                 case Eq() | Less() | Range() | Condition():
                     lines += self.test(node, depth)
@@ -284,9 +284,10 @@ class _Emitter:
         """In a plan the way past failing tests is to be straight; clang jumps at each of them otherwise."""
         return f"unlikely({condition})" if self.strategy.provenance is not None else condition
 
-    def separate(self, before: list[str], tabs: str) -> list[str]:
+    def separate(self, before: list[str], depth: int) -> list[str]:
         """Keeps a compiler from merging what follows with the tests before it; clang does so with a switch."""
-        return [f"{tabs}{self.spelling.barrier}(reason);"] if before and self.barriers else []
+        tested = before or depth > 1
+        return ["\t" * depth + f"{self.spelling.barrier}(reason);"] if tested and self.barriers else []
 
     def indirect(self, table: IndirectTable, tabs: str) -> list[str]:
         name = self.table_name(table)

@@ -147,8 +147,7 @@ class _Walker:
             following = offset + instruction.len
             match instruction.flow_control:
                 case FlowControl.NEXT:
-                    if self.execute(line, state):
-                        return End(TABLE)
+                    self.execute(line, state)
                     offset = following
                 case FlowControl.CONDITIONAL_BRANCH:
                     if state.left is _SLOT:
@@ -212,6 +211,8 @@ class _Walker:
             return value & np.uint64((1 << 8 * size) - 1)
         if kind == OpKind.MEMORY:
             return self.memory(line, state)
+        if line.symbol is not None and instruction.op_kind(0) != OpKind.MEMORY:
+            return _SLOT  # the address of a function: a table entry that the compiler already knows
         width = self.width(line)
         return np.full(REASON_COUNT, instruction.immediate(index) & ((1 << width) - 1), dtype=np.uint64)
 
@@ -263,32 +264,31 @@ class _Walker:
 
     # -- instructions -------------------------------------------------------------------------------------------
 
-    def execute(self, line: Line, state: _State) -> bool:
-        """Run one instruction that does not branch; true if it takes an entry of a table into play."""
+    def execute(self, line: Line, state: _State) -> None:
+        """Run one instruction that does not branch."""
         from iced_x86 import Mnemonic, Register, RegisterExt
 
         m = line.instruction.mnemonic
         if m in (Mnemonic.NOP, Mnemonic.ENDBR64, Mnemonic.INT3, Mnemonic.PUSH):
-            return False
+            return
         if m == Mnemonic.POP:
             state.registers[RegisterExt.full_register(line.instruction.op0_register)] = None
-            return False
+            return
         if m in (Mnemonic.MOV, Mnemonic.MOVZX):
-            value = self.operand(line, 1, state)
-            self.store(line, value, state)
-            return isinstance(value, _Slot)
+            self.store(line, self.operand(line, 1, state), state)
+            return
         if m == Mnemonic.LEA:
             self.store(line, self.address(line, state), state)
-            return False
+            return
         if m in (Mnemonic.CMP, Mnemonic.TEST):
-            return self.compare(line, state, m == Mnemonic.TEST)
+            self.compare(line, state, m == Mnemonic.TEST)
+            return
         if m == Mnemonic.BT:
             self.bit_test(line, state)
-            return False
+            return
         if line.instruction.op0_register == Register.RSP and m in (Mnemonic.ADD, Mnemonic.SUB):
-            return False
+            return
         self.arithmetic(line, state)
-        return False
 
     def address(self, line: Line, state: _State) -> Any:
         import numpy as np
@@ -311,19 +311,17 @@ class _Walker:
             total = total + value * np.uint64(scale)
         return total
 
-    def compare(self, line: Line, state: _State, test: bool) -> bool:
+    def compare(self, line: Line, state: _State, test: bool) -> None:
         left, right = self.operand(line, 0, state), self.operand(line, 1, state)
         state.width, state.carry = self.width(line), None
         if left is _SLOT or right is _SLOT:
             state.left, state.right = _SLOT, None
-            return True
-        if left is None or right is None or isinstance(left, _Vcpu) or isinstance(right, _Vcpu):
+        elif left is None or right is None or isinstance(left, _Vcpu) or isinstance(right, _Vcpu):
             state.left = state.right = None
         elif test:
             state.left, state.right = left & right, left & ~left
         else:
             state.left, state.right = left, right
-        return False
 
     def bit_test(self, line: Line, state: _State) -> None:
         import numpy as np
