@@ -12,7 +12,14 @@ import pytest
 
 from lzero.cli import main
 from lzero.dispatch.measure.bench import BenchOptions, BenchResult, run_bench
-from lzero.dispatch.measure.build import DIRECT, PGO_SWITCH, build_program, candidate_symbol, write_order
+from lzero.dispatch.measure.build import (
+    DIRECT,
+    GCC_PROFILE_USE,
+    PGO_SWITCH,
+    build_program,
+    candidate_symbol,
+    write_order,
+)
 from lzero.dispatch.measure.cachegrind import count_branches, valgrind_available
 from lzero.dispatch.measure.calibrate import calibrate
 from lzero.dispatch.measure.host import describe_host
@@ -187,16 +194,22 @@ def test_plan_from_bad_input_leaves_nothing_behind(tmp_path: Path, capsys: pytes
     assert main(["dispatch", "plan", "skewed", "--prices=nowhere"]) == UsageError.exit_status
 
 
-def test_gcc_profile_that_is_not_there_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a missing profile gcc compiles as if none had been asked for; the baseline would be a plain switch."""
+@pytest.mark.parametrize(
+    ("skip_own_check", "complaint"), [(False, "left no"), (True, "profile count data file not found")]
+)
+def test_gcc_profile_that_is_not_there_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, skip_own_check: bool, complaint: str
+) -> None:
+    """Left to itself gcc compiles without the profile, and the baseline is a plain switch under a grander name."""
     if shutil.which("gcc") is None:
         pytest.skip("gcc is not installed")
-    compiler = find_compiler("gcc")
-    monkeypatch.setattr("lzero.dispatch.measure.build._GccProfile.use", lambda _self: ["-fprofile-use"])
     monkeypatch.setattr("lzero.dispatch.measure.build._train", lambda _command, _environment: None)
+    if skip_own_check:
+        monkeypatch.setattr("lzero.dispatch.measure.build._GccProfile.use", lambda _self: list(GCC_PROFILE_USE))
+    compiler = find_compiler("gcc")
     order = SYNTHETIC["skewed"].make().sequence(32768)
     build = build_program(compiler, MITIGATIONS["retpoline"], [], tmp_path, training=order, pgo=[compiler])
-    assert "ignored its own profile" in build.absent[f"{PGO_SWITCH}-gcc"]
+    assert complaint in build.absent[f"{PGO_SWITCH}-gcc"]
 
 
 def test_short_recording_is_measured_with_a_caution(tmp_path: Path) -> None:

@@ -24,7 +24,16 @@ from lzero.dispatch.tree import ALL_CONDITIONS, Leaf, handlers_used, out_of_line
 from lzero.dispatch.verify_c import order_problems
 from lzero.errors import ToolError, UsageError
 
-__all__ = ["DIRECT", "PGO_SWITCH", "Build", "BuiltProgram", "build_program", "candidate_symbol", "write_order"]
+__all__ = [
+    "DIRECT",
+    "GCC_PROFILE_USE",
+    "PGO_SWITCH",
+    "Build",
+    "BuiltProgram",
+    "build_program",
+    "candidate_symbol",
+    "write_order",
+]
 
 DIRECT = "direct"
 """Candidate that calls one known handler whatever the reason: the baseline of every figure."""
@@ -287,6 +296,10 @@ def _train(command: list[str], environment: dict[str, str]) -> None:
         raise ToolError(f"the training run of the profile-guided switch ended with status {done.returncode}")
 
 
+GCC_PROFILE_USE = ("-fprofile-use", "-Werror=missing-profile", "-Werror=coverage-mismatch")
+"""Without a path gcc looks beside the output; a path would be taken for a directory."""
+
+
 class _GccProfile:
     """gcc: instrumented code writes a .gcda; a missing one is made an error."""
 
@@ -298,8 +311,7 @@ class _GccProfile:
     def use(self) -> list[str]:
         if not self.data.exists():
             raise ToolError(f"gcc's training run left no {self.data.name}")
-        # Without a path gcc looks beside the output; a path would be taken for a directory.
-        return ["-fprofile-use", "-Werror=missing-profile", "-Werror=coverage-mismatch"]
+        return list(GCC_PROFILE_USE)
 
 
 class _ClangProfile:
