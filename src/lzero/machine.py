@@ -8,8 +8,12 @@
 
 from __future__ import annotations
 
+import os
 import select
+import signal
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter, perf_counter_ns
 from typing import Any, BinaryIO
@@ -42,6 +46,10 @@ _NS = 1_000_000_000
 
 class Timeout:
     """The time allowed for the run is over."""
+
+
+class Interrupted:
+    """Ctrl-C."""
 
 
 class Machine:
@@ -129,7 +137,8 @@ class Machine:
                 self._host_deadline = perf_counter_ns() + nanoseconds
                 self.vcpu.host_deadline_ns = self._host_deadline
         start = perf_counter()
-        ended, value, message = self._run_to_end()
+        with _Interrupts(self._interrupt):
+            ended, value, message = self._run_to_end()
         host_seconds = perf_counter() - start
         guest_seconds = self.clock.now_ns() / _NS
         self.console.flush()
@@ -172,6 +181,8 @@ class Machine:
                 return Ended.HALTED, None, describe_guest(self.vcpu, f"the guest halted with {why}")
             case VmxAborted(indicator=indicator):
                 return Ended.FAULT, None, describe_guest(self.vcpu, f"VMX abort: {indicator}")
+            case Interrupted():
+                return Ended.INTERRUPTED, None, describe_guest(self.vcpu, "interrupted")
             case Timeout():
                 seconds, kind = self.options.timeout_s, self.options.timeout_kind
                 return Ended.TIMEOUT, None, describe_guest(self.vcpu, f"timeout after {seconds:g} s of {kind} time")
@@ -181,9 +192,15 @@ class Machine:
     def close(self) -> None:
         """Release the engine; a machine that ran is closed already."""
         self.cpu.close()
+        self._input.close()
 
     def _time_out(self) -> None:
         self.vcpu.stop(Timeout())
+
+    def _interrupt(self) -> None:
+        # In the middle of anything: the exit being handled is finished and recorded first.
+        self.vcpu.stop(Interrupted())
+        self._input.wake()
 
     def _warn(self, message: str) -> None:
         if not self.options.quiet:
@@ -193,6 +210,7 @@ class Machine:
         """Native code returns here every few milliseconds: host timeout and console input."""
         if self._host_deadline is not None and perf_counter_ns() > self._host_deadline:
             self.vcpu.stop(Timeout())
+        if self.vcpu.stop_reason is not None:
             self.cpu.kick()
         self._input.poll()
 
@@ -223,6 +241,30 @@ def _load_options(options: MachineOptions) -> LoadOptions:
     )
 
 
+class _Interrupts:
+    """While it is entered, Ctrl-C calls a function instead of raising; a second one raises KeyboardInterrupt."""
+
+    def __init__(self, interrupt: Callable[[], None]) -> None:
+        self._interrupt = interrupt
+        self._before: Any = None
+
+    def __enter__(self) -> None:
+        # Only the main thread may, and only it is interrupted. A program that ignores Ctrl-C goes on doing so.
+        if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) not in (
+            None,
+            signal.SIG_IGN,
+        ):
+            self._before = signal.signal(signal.SIGINT, self._on_signal)
+
+    def __exit__(self, *_: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        self._interrupt()
+
+
 class _Console:
     """The guest's console output, written as it comes."""
 
@@ -246,6 +288,7 @@ class _Input:
     def __init__(self, stream: BinaryIO | None, feed: Any) -> None:
         self._feed = feed
         self._descriptor: int | None = None
+        self._woken, self._waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             self._descriptor = (stream if stream is not None else sys.stdin.buffer).fileno()
         except (OSError, ValueError, AttributeError):
@@ -253,17 +296,28 @@ class _Input:
             if stream is not None:
                 feed(stream.read())
 
+    def wake(self) -> None:
+        """End :meth:`sleep` and :meth:`wait` now; may be called from a signal handler."""
+        os.write(self._waker, b"!")
+
+    def close(self) -> None:
+        """Release the descriptors that :meth:`wake` needs; calling it again does nothing."""
+        if self._woken >= 0:
+            os.close(self._woken)
+            os.close(self._waker)
+            self._woken = self._waker = -1
+
     def sleep(self, seconds: float) -> None:
         """Wait for input, but not longer than this."""
-        if self._descriptor is None:
-            select.select([], [], [], max(0.0, seconds))
-        elif select.select([self._descriptor], [], [], max(0.0, seconds))[0]:
-            self.poll()
+        self._select(max(0.0, seconds))
+        self.poll()
+
+    def _select(self, seconds: float | None) -> None:
+        sources = [self._woken] if self._descriptor is None else [self._woken, self._descriptor]
+        select.select(sources, [], [], seconds)
 
     def poll(self) -> None:
         """Feed what has come."""
-        import os
-
         while self._descriptor is not None and select.select([self._descriptor], [], [], 0)[0]:
             data = os.read(self._descriptor, 4096)
             if not data:
@@ -273,12 +327,10 @@ class _Input:
 
     def wait(self) -> bool:
         """Wait until there is input; false if none can come."""
-        import os
-
         if self._descriptor is None or not os.isatty(self._descriptor):
             before = self._descriptor
             self.poll()
             return before is not None and self._descriptor is not None
-        select.select([self._descriptor], [], [])
+        self._select(None)
         self.poll()
         return True

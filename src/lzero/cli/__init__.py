@@ -31,7 +31,7 @@ USAGE = 64
 
 SUB_COMMANDS = (
     SubCommand("run", "Run a guest image and show its VM exits.", "lzero.cli.run"),
-    SubCommand("demo", "Run the bundled guest and show its VM exits.", "lzero.cli.demo"),
+    SubCommand("demo", "Run the bundled hypervisor and its guests, and show their VM exits.", "lzero.cli.demo"),
     SubCommand("trace", "Read, show, compare and export recorded exits.", "lzero.cli.trace", group=True),
     SubCommand("report", "Write an HTML page about one or two traces.", "lzero.cli.report"),
     SubCommand("top", "Watch the exits of a running machine.", "lzero.cli.top"),

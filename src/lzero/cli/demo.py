@@ -1,4 +1,4 @@
-"""``lzero demo``: the bundled guest, its console and its exits. What ``make demo`` runs."""
+"""``lzero demo``: the bundled hypervisor, its console and its exits. What ``make demo`` runs."""
 
 from __future__ import annotations
 
@@ -23,12 +23,15 @@ class Scene:
     shadow_vmcs: str = "off"
 
 
-SCENES = (Scene("A guest of one level", "guest:hello"),)
+SCENES = (
+    Scene("A hypervisor (L1) and its guests (L2)", "guest:l1"),
+    Scene("The same, with KVM's set of VMCS fields shadowed", "guest:l1", shadow_vmcs="default"),
+)
 
 
 @app.command()
 def demo() -> None:
-    """Run the bundled guest and show its VM exits."""
+    """Run the bundled hypervisor and its guests; show the VM exits of both levels, with and without a shadow VMCS."""
     for scene in SCENES:
         typer.echo(f"== {scene.title}: lzero run {scene.image} --shadow-vmcs={scene.shadow_vmcs}\n", err=True)
         options = MachineOptions.of(scene.image, shadow_vmcs=scene.shadow_vmcs, timeout="host:120")

@@ -63,6 +63,9 @@ class PartWriter:
     """
 
     def __init__(self, path: Path, *, visible: bool) -> None:
+        # Needed by the first part only, which may be written after a Ctrl-C: nobody waits for the import then.
+        import polars  # noqa: F401
+
         self.path = path
         self._parts = path.with_name(path.name + (".parts" if visible else ".import"))
         self._count = 0
