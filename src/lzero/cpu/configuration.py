@@ -5,6 +5,7 @@ One row for each instruction that a control makes exit; the engine's other traps
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass
 
 from lzero.cpu.engine import Trap
@@ -12,17 +13,16 @@ from lzero.cpu.vmcs import FIELD_POSITION
 from lzero.sdm.controls import ProcBased, ProcBased2
 from lzero.sdm.vmcs_fields import Field
 
-__all__ = ["Configuration", "configure"]
+__all__ = ["SLOT_NAMES", "Configuration", "configure"]
 
 # Instructions that native code would not execute rightly, so that the processor does, whatever the controls say.
-_ALWAYS = (Trap.CPUID, Trap.INVD, Trap.RSM, Trap.HLT, Trap.RDPMC, Trap.MONITOR, Trap.MWAIT)
+_ALWAYS = (Trap.CPUID, Trap.INVD, Trap.WBINVD, Trap.RSM, Trap.HLT, Trap.RDPMC, Trap.MONITOR, Trap.MWAIT)
 _PROC_EXITS = {
     ProcBased.INVLPG_EXITING: (Trap.INVLPG,),
     ProcBased.RDTSC_EXITING: (Trap.RDTSC,),
     ProcBased.PAUSE_EXITING: (Trap.PAUSE,),
 }
 _PROC2_EXITS = {
-    ProcBased2.WBINVD_EXITING: (Trap.WBINVD,),
     ProcBased2.PAUSE_LOOP_EXITING: (Trap.PAUSE,),
     ProcBased2.DESCRIPTOR_TABLE_EXITING: (
         Trap.IDTR_READ,
@@ -38,6 +38,12 @@ _PROC2_EXITS = {
 _INTERCEPT_BASE = 0x60
 NO_BITMAP = (1 << 64) - 1
 
+SLOT_NAMES = (
+    "intercept exception_bitmap pf_mask pf_match cr_read cr_write dr_read dr_write msr_bitmap cr0_mask cr0_shadow cr4_mask "
+    "cr4_shadow eptp mbec apic_access pml tsc_offset tsc_multiplier mtf want_interrupt_window want_nmi_window"
+).split()
+"""The engine's variables that follow from the controls, in the order of ``native/slots.def``, where they are one run."""
+
 
 def _bits(traps: tuple[Trap, ...]) -> int:
     return sum(1 << (trap - _INTERCEPT_BASE) for trap in traps)
@@ -51,14 +57,14 @@ _P = FIELD_POSITION
 
 @dataclass(slots=True)
 class Configuration:
-    """The controls of one VMCS as plain integers, and the engine's variables that follow from them."""
+    """The controls of one VMCS as plain integers, and the engine's variables that follow (see :data:`SLOT_NAMES`)."""
 
     pin: int
     proc: int
     proc2: int
     exit: int
     entry: int
-    slots: list[tuple[str, int]]
+    slots: memoryview
 
 
 def _features(words: memoryview, proc: int, proc2: int) -> dict[str, int]:
@@ -128,5 +134,5 @@ def configure(words: memoryview) -> Configuration:
         proc2=proc2,
         exit=words[_P[Field.VM_EXIT_CONTROLS]],
         entry=words[_P[Field.VM_ENTRY_CONTROLS]],
-        slots=list(slots.items()),
+        slots=memoryview(array("Q", [slots[name] for name in SLOT_NAMES])),
     )

@@ -6,7 +6,8 @@ VM-exit instruction-information field (SDM 3C 28.2.5).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Final
 
 import iced_x86 as iced
@@ -50,7 +51,8 @@ class Instruction:
     """What lzero needs to know about one instruction.
 
     ``base`` and ``index`` are GPR numbers or -1; ``displacement`` is relative to the instruction's end when
-    ``rip_relative``. ``address_bits`` is the address size, ``segment`` the number of the segment register.
+    ``rip_relative``. ``address_bits`` is the address size, ``segment`` the number of the segment register,
+    ``information`` the VM-exit instruction-information field.
     """
 
     raw: iced.Instruction
@@ -64,6 +66,7 @@ class Instruction:
     rip_relative: bool
     segment: int
     address_bits: int
+    information: int = 0
 
     def register(self, operand: int) -> tuple[int, int, int]:
         """GPR number, size in bytes and bit offset of a register operand."""
@@ -134,11 +137,18 @@ def _decode(code: bytes, bits: int) -> Instruction | None:
 
 
 class InstructionCache:
-    """Decoder with memory: the same bytes in the same mode decode once."""
+    """Decoder with memory: the same bytes in the same mode decode once.
+
+    Parameters
+    ----------
+    describe:
+        Gives the VM-exit instruction-information field of an instruction.
+    """
 
     LIMIT = 1 << 16
 
-    def __init__(self) -> None:
+    def __init__(self, describe: Callable[[Instruction], int]) -> None:
+        self._describe = describe
         self._known: dict[tuple[int, int, int], Instruction | None] = {}
 
     def decode(self, low: int, high: int, bits: int) -> Instruction | None:
@@ -152,5 +162,8 @@ class InstructionCache:
             if len(self._known) >= self.LIMIT:
                 self._known.clear()
             code = (low | high << 64).to_bytes(16, "little")[:15]
-            instruction = self._known[key] = _decode(code, bits)
+            instruction = _decode(code, bits)
+            if instruction is not None:
+                instruction = replace(instruction, information=self._describe(instruction))
+            self._known[key] = instruction
             return instruction

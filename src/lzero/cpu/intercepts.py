@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from lzero.cpu import control_registers
 from lzero.cpu.engine import Action, Trap
 from lzero.cpu.instruction import Instruction, Mnemonic
-from lzero.cpu.instruction_information import displacement_qualification, instruction_information
+from lzero.cpu.instruction_information import displacement_qualification
 from lzero.cpu.vmcs import FIELD_POSITION
 from lzero.errors import GuestFault
 from lzero.sdm.controls import ProcBased, ProcBased2
@@ -51,9 +51,7 @@ _VMX_INSTRUCTIONS: dict[int, ExitReason] = {
 
 def _with_memory_operand(p: Processor, i: Instruction, reason: int) -> int:
     next_rip = p.words[_RIP] + i.length
-    return p.instruction_exit(
-        reason, i, displacement_qualification(i, next_rip), information=instruction_information(i)
-    )
+    return p.instruction_exit(reason, i, displacement_qualification(i, next_rip), information=i.information)
 
 
 # --- instructions ------------------------------------------------------------------------------------------------
@@ -150,6 +148,10 @@ def mwait(p: Processor) -> int:
     return p.complete(i)
 
 
+# The engine's CPU model lacks them, so that they arrive as undefined.
+_WAITS: dict[int, Callable[[Processor], int]] = {Mnemonic.MONITOR: monitor, Mnemonic.MWAIT: mwait}
+
+
 def descriptor_table(p: Processor) -> int:
     """LGDT, LIDT, SGDT, SIDT, LLDT, LTR, SLDT, STR under descriptor-table exiting."""
     i = p.instruction()
@@ -162,7 +164,7 @@ def rdrand(p: Processor) -> int:
     """RDRAND exits or, since it is not offered, is undefined."""
     i = p.instruction()
     if p.configuration.proc2 & ProcBased2.RDRAND_EXITING:
-        return p.instruction_exit(ExitReason.RDRAND, i, information=instruction_information(i))
+        return p.instruction_exit(ExitReason.RDRAND, i, information=i.information)
     return undefined(p)
 
 
@@ -191,7 +193,7 @@ def port(p: Processor) -> int:
             ExitReason.IO_INSTRUCTION,
             i,
             qualification,
-            information=instruction_information(i),
+            information=i.information,
             guest_linear_address=p.string_operand(is_in=bool(qualification & 8)),
         )
     if raw.immediate8 == qualification >> 16 and raw.op_count == 2 and _has_immediate(i):
@@ -212,6 +214,8 @@ def undefined(p: Processor) -> int:
             return _vmx_instruction(p, i, reason)
         if i.mnemonic == Mnemonic.INVPCID:
             return _invpcid(p, i)
+        if i.mnemonic in _WAITS and p.cpl == 0:
+            return _WAITS[i.mnemonic](p)
         if i.mnemonic == Mnemonic.VMFUNC and p.configuration.proc2 & ProcBased2.ENABLE_VM_FUNCTIONS:
             return p.vmfunc(i)
     return p.raise_exception(Vector.UD)
@@ -228,8 +232,16 @@ def _vmx_instruction(p: Processor, i: Instruction, reason: int) -> int:
 def _invpcid(p: Processor, i: Instruction) -> int:
     if not p.configuration.proc2 & ProcBased2.ENABLE_INVPCID:
         return p.raise_exception(Vector.UD)
+    if p.cpl:
+        return p.raise_exception(Vector.GP, 0)
     if p.configuration.proc & ProcBased.INVLPG_EXITING:
         return _with_memory_operand(p, i, ExitReason.INVPCID)
+    descriptor = p.read_linear(p.linear_address(i), 16)
+    if descriptor is None:
+        return _ENTER
+    kind = p.gpr_value(i.register(0)[0])
+    if kind > 3 or int.from_bytes(descriptor[:8], "little") >> 12 or not p.pcid_valid(kind, descriptor):
+        return p.raise_exception(Vector.GP, 0)
     p.flush_translations()
     return p.complete(i)
 

@@ -13,10 +13,11 @@ from typing import Protocol
 from lzero.cpu import control_registers, intercepts
 from lzero.cpu.checks import Failure, field_mask
 from lzero.cpu.clock import ProcessorClock
-from lzero.cpu.configuration import Configuration, configure
+from lzero.cpu.configuration import SLOT_NAMES, Configuration, configure
 from lzero.cpu.engine import Action, Engine
 from lzero.cpu.entry import EntryChecker, VmFailure, eptp_valid
 from lzero.cpu.instruction import Instruction, InstructionCache, Mnemonic
+from lzero.cpu.instruction_information import instruction_information
 from lzero.cpu.memory import PhysicalMemory
 from lzero.cpu.shadow import shadow_access
 from lzero.cpu.virtual_apic import VirtualApic
@@ -25,7 +26,7 @@ from lzero.errors import EngineError, GuestFault
 from lzero.sdm.capabilities import VmxCapabilities
 from lzero.sdm.controls import PinBased, ProcBased, ProcBased2, VmEntry, VmExit
 from lzero.sdm.exit_reasons import ExitReason
-from lzero.sdm.registers import Efer
+from lzero.sdm.registers import Cr4, Efer
 from lzero.sdm.vmcs_fields import Field
 
 __all__ = ["ExitHandler", "Processor"]
@@ -52,6 +53,10 @@ _STOP, _ENTER = int(Action.STOP), int(Action.ENTER)
 _TIMER_SHIFT = 5
 _GUEST_MODE_FIELDS = field_mask((Field.GUEST_CR0, Field.GUEST_CR4, Field.GUEST_IA32_EFER))
 _IA32E_MODE = int(VmEntry.IA32E_MODE_GUEST)
+# Plain integers: an operation on a flag enumeration costs more than the rest of a VM exit's bookkeeping.
+_VPID, _ENABLE_VPID = _P[Field.VPID], int(ProcBased2.ENABLE_VPID)
+_PREEMPTION_TIMER = int(PinBased.ACTIVATE_VMX_PREEMPTION_TIMER)
+_SAVE_PREEMPTION_TIMER = int(VmExit.SAVE_VMX_PREEMPTION_TIMER_VALUE)
 
 
 class ExitHandler(Protocol):
@@ -95,10 +100,17 @@ class Processor:
         self._slots = self.engine.slots
         self._slots[slot["maxphyaddr"]] = capabilities.physical_address_width
         self._slot = slot
+        first = slot[SLOT_NAMES[0]]
+        self._configured = slice(first, first + len(SLOT_NAMES))
+        if [slot[name] - first for name in SLOT_NAMES] != list(range(len(SLOT_NAMES))):
+            raise EngineError(
+                "lzero's native library does not fit its Python side; rebuild it (pip install --force-reinstall)"
+            )
+        self._eptp, self._space = slot["eptp"], slot["space"]
         self._delivering = slot["delivering"]
         self._low, self._high, self._bits = slot["instruction_low"], slot["instruction_high"], slot["code_bits"]
         self._cr2 = self.engine.word("cr2")
-        self._instructions = InstructionCache()
+        self._instructions = InstructionCache(instruction_information)
         self._traps = intercepts.table(self)
         self._host: ExitHandler = _no_host
         self._raised: BaseException | None = None
@@ -220,28 +232,25 @@ class Processor:
         return self._to_host(self.words[_REASON])
 
     def _apply(self, configuration: Configuration) -> None:
-        slots, slot = self._slots, self._slot
-        for name, value in configuration.slots:
-            slots[slot[name]] = value
+        self._slots[self._configured] = configuration.slots
         self._set_space()
 
     def _set_space(self) -> None:
         """Translations cached for one EPT pointer and VPID serve no other; see native/state.c."""
-        slots, slot = self._slots, self._slot
-        vpid = self.words[_P[Field.VPID]] if self.configuration.proc2 & ProcBased2.ENABLE_VPID else 0
-        key = (slots[slot["eptp"]], vpid)
+        slots = self._slots
+        key = (slots[self._eptp], self.words[_VPID] if self.configuration.proc2 & _ENABLE_VPID else 0)
         space = self._spaces.get(key)
         if space is None:
             self._flushes += 1
             space = self._spaces[key] = self._flushes
-        slots[slot["space"]] = space
+        slots[self._space] = space
 
     def _arm_timer(self) -> None:
-        if self.configuration.pin & PinBased.ACTIVATE_VMX_PREEMPTION_TIMER:
-            ticks = self.words[_TIMER] << _TIMER_SHIFT
-            nanoseconds = ticks * 1_000_000_000 // self.clock.tsc_hz
-            self._timer_deadline = self.clock.now_ns() + nanoseconds
-            self.clock.arm(nanoseconds)
+        if self.configuration.pin & _PREEMPTION_TIMER:
+            clock = self.clock
+            nanoseconds = (self.words[_TIMER] << _TIMER_SHIFT) * 1_000_000_000 // clock.tsc_hz
+            self._timer_deadline = clock.now_ns() + nanoseconds
+            clock.arm(nanoseconds)
         elif self._timer_deadline is not None:
             self._timer_deadline = None
             self.clock.arm(None)
@@ -313,7 +322,7 @@ class Processor:
     def _save_controls(self) -> None:
         words, configuration = self.words, self.configuration
         self._save_ia32e_mode()
-        if self._timer_deadline is not None and configuration.exit & VmExit.SAVE_VMX_PREEMPTION_TIMER_VALUE:
+        if configuration.exit & _SAVE_PREEMPTION_TIMER and self._timer_deadline is not None:
             left = max(0, self._timer_deadline - self.clock.now_ns())
             words[_TIMER] = min(0xFFFF_FFFF, (left * self.clock.tsc_hz // 1_000_000_000) >> _TIMER_SHIFT)
 
@@ -522,10 +531,7 @@ class Processor:
     def in_pause_loop(self) -> bool:
         """Whether a PAUSE at CPL 0 belongs to a loop longer than PLE_Window (SDM 3C 26.1.3)."""
         words = self.words
-        if (
-            not self.configuration.proc2 & ProcBased2.PAUSE_LOOP_EXITING
-            or words[_P[Field.GUEST_SS_ACCESS_RIGHTS]] >> 5 & 3
-        ):
+        if not self.configuration.proc2 & ProcBased2.PAUSE_LOOP_EXITING or self.cpl:
             return False
         now = self.clock.tsc()
         if now - self._last_pause > words[_P[Field.PLE_GAP]]:
@@ -556,11 +562,25 @@ class Processor:
     def vmx_instruction_defined(self, i: Instruction) -> bool:
         """Whether a VMX instruction is defined here, or #UD comes before the VM exit (SDM 3C chapter 31)."""
         words = self.words
+        if i.mnemonic == Mnemonic.VMCALL:
+            return True
         if not words[_P[Field.GUEST_CR0]] & 1 or words[_RFLAGS] >> 17 & 1:
-            return i.mnemonic == Mnemonic.VMCALL and not words[_RFLAGS] >> 17 & 1
+            return False
         if words[_EFER] & Efer.LMA and not words[_CS_RIGHTS] >> 13 & 1:
-            return i.mnemonic == Mnemonic.VMCALL
+            return False
         return i.mnemonic != Mnemonic.VMXON or bool(words[_P[Field.GUEST_CR4]] >> 13 & 1)
+
+    @property
+    def cpl(self) -> int:
+        """The guest's privilege level."""
+        return self.words[_P[Field.GUEST_SS_ACCESS_RIGHTS]] >> 5 & 3
+
+    def pcid_valid(self, kind: int, descriptor: bytes) -> bool:
+        """Whether INVPCID accepts a descriptor: no PCID without CR4.PCIDE, a canonical address (2A INVPCID)."""
+        pcid, address = int.from_bytes(descriptor[:2], "little"), int.from_bytes(descriptor[8:], "little")
+        if kind < 2 and pcid and not self.words[_P[Field.GUEST_CR4]] & Cr4.PCIDE:
+            return False
+        return kind != 0 or address >> 47 in (0, 0x1FFFF)
 
     def shadow_access(self, i: Instruction, reason: int) -> int | None:
         """VMREAD or VMWRITE of the shadow VMCS; None if it exits."""

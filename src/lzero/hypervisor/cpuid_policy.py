@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from lzero.platform.lapic_timer import APIC_TIMER_HZ
 from lzero.sdm.cpuid import (
     ExtendedEcx1,
     ExtendedEdx1,
@@ -16,7 +17,6 @@ from lzero.sdm.cpuid import (
     Leaf7Edx,
     vendor_registers,
 )
-from lzero.sdm.registers import Cr4
 
 if TYPE_CHECKING:
     from lzero.hypervisor.vcpu import Vcpu
@@ -44,23 +44,23 @@ _LEAF7_EBX = (
     Leaf7Ebx.FSGSBASE | Leaf7Ebx.TSC_ADJUST | Leaf7Ebx.BMI1 | Leaf7Ebx.BMI2 | Leaf7Ebx.ERMS | Leaf7Ebx.SMEP | Leaf7Ebx.SMAP
     | Leaf7Ebx.ADX
 )  # fmt: skip
-_CRYSTAL_HZ = 25_000_000
+_CRYSTAL_HZ = APIC_TIMER_HZ  # where this leaf is offered, software takes the local APIC timer's clock from it
+_FEATURES_ECX, _FEATURES_EDX = int(_LEAF1_ECX), int(_LEAF1_EDX)
+_VMX, _APIC = int(Leaf1Ecx.VMX), int(Leaf1Edx.APIC)
 
 
-def _vendor(vcpu: Vcpu, subleaf: int) -> Registers:
-    b, c, d = vendor_registers("GenuineIntel")
-    return 0x16, b, c, d
+def _names(highest: int, text: str) -> Callable[[Vcpu, int], Registers]:
+    """A leaf that reports the highest leaf of its range and a vendor string."""
+    registers = (highest, *vendor_registers(text))
+    return lambda vcpu, subleaf: registers
 
 
 def _features(vcpu: Vcpu, subleaf: int) -> Registers:
-    ecx = int(_LEAF1_ECX)
-    if vcpu.guest_cr4 & Cr4.OSXSAVE:
-        ecx |= Leaf1Ecx.OSXSAVE
+    ecx, edx = _FEATURES_ECX, _FEATURES_EDX
     if vcpu.offers_vmx:
-        ecx |= Leaf1Ecx.VMX
-    edx = int(_LEAF1_EDX)
+        ecx |= _VMX
     if not vcpu.pc.lapic.enabled:
-        edx &= ~Leaf1Edx.APIC
+        edx &= ~_APIC
     return _SIGNATURE, 0x0001_0800, ecx, edx
 
 
@@ -87,7 +87,7 @@ def _topology(vcpu: Vcpu, subleaf: int) -> Registers:
 
 def _tsc(vcpu: Vcpu, subleaf: int) -> Registers:
     numerator = vcpu.pc.clock.tsc_hz // 1_000_000
-    return 25, numerator, _CRYSTAL_HZ, 0
+    return _CRYSTAL_HZ // 1_000_000, numerator, _CRYSTAL_HZ, 0
 
 
 def _frequency(vcpu: Vcpu, subleaf: int) -> Registers:
@@ -110,17 +110,12 @@ def _zero(vcpu: Vcpu, subleaf: int) -> Registers:
     return 0, 0, 0, 0
 
 
-def _hypervisor(vcpu: Vcpu, subleaf: int) -> Registers:
-    b, c, d = vendor_registers("lzerolzeroL0")
-    return 0x4000_0010, b, c, d
-
-
 def _hypervisor_timing(vcpu: Vcpu, subleaf: int) -> Registers:
     return vcpu.pc.clock.tsc_hz // 1000, 1_000_000, 0, 0
 
 
 _LEAVES: dict[int, Callable[[Vcpu, int], Registers]] = {
-    Leaf.VENDOR: _vendor,
+    Leaf.VENDOR: _names(0x16, "GenuineIntel"),
     Leaf.FEATURES: _features,
     Leaf.CACHE_DESCRIPTORS: lambda vcpu, subleaf: (0x00FF_FF01, 0, 0, 0),
     Leaf.CACHE_PARAMETERS: _cache,
@@ -129,7 +124,7 @@ _LEAVES: dict[int, Callable[[Vcpu, int], Registers]] = {
     Leaf.EXTENDED_TOPOLOGY: _topology,
     Leaf.TSC_FREQUENCY: _tsc,
     Leaf.PROCESSOR_FREQUENCY: _frequency,
-    Leaf.HYPERVISOR: _hypervisor,
+    Leaf.HYPERVISOR: _names(0x4000_0010, "lzerolzeroL0"),
     Leaf.HYPERVISOR_TIMING: _hypervisor_timing,
     0x8000_0000: lambda vcpu, subleaf: (0x8000_0008, 0, 0, 0),
     0x8000_0001: _extended,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lzero.cpu.checks import MsrListKind, check_msr_entry
+from lzero.cpu.checks import MsrListKind, check_msr_entry, field_mask
 from lzero.cpu.entry import eptp_valid
 from lzero.cpu.vmcs import CONTROL_FIELDS, FIELD_POSITION
 from lzero.hypervisor.msr_policy import MsrFault
@@ -14,7 +14,7 @@ from lzero.sdm.controls import PinBased, ProcBased2, VmEntry
 from lzero.sdm.exit_reasons import FAILED_VM_ENTRY, ExitReason
 from lzero.sdm.registers import Cr0, Efer
 from lzero.sdm.vm_instruction_errors import VmInstructionError as E
-from lzero.sdm.vmcs_fields import Field
+from lzero.sdm.vmcs_fields import VMCS_FIELDS, Field, Kind
 
 if TYPE_CHECKING:
     from lzero.hypervisor.nested.state import NestedState
@@ -32,6 +32,12 @@ _CR0, _CR3 = _P[Field.GUEST_CR0], _P[Field.GUEST_CR3]
 _DR7, _DEBUGCTL = _P[Field.GUEST_DR7], _P[Field.GUEST_IA32_DEBUGCTL]
 _BLOCKING = _P[Field.GUEST_INTERRUPTIBILITY_STATE]
 _BY_MOV_SS = 2
+_IA32E, _LOAD_EFER = int(VmEntry.IA32E_MODE_GUEST), int(VmEntry.LOAD_IA32_EFER)
+_LOAD_PAT, _LOAD_DEBUG = int(VmEntry.LOAD_IA32_PAT), int(VmEntry.LOAD_DEBUG_CONTROLS)
+_ENABLE_EPT, _TIMER_CONTROL = int(ProcBased2.ENABLE_EPT), int(PinBased.ACTIVATE_VMX_PREEMPTION_TIMER)
+_HOST_STATE = field_mask(e for e, row in VMCS_FIELDS.items() if row.kind is Kind.HOST_STATE) | field_mask(
+    (Field.VM_EXIT_CONTROLS,)
+)
 
 
 def launch_or_resume(vcpu: Vcpu, state: NestedState, *, launch: bool) -> bool:
@@ -53,6 +59,8 @@ def launch_or_resume(vcpu: Vcpu, state: NestedState, *, launch: bool) -> bool:
             return vm_fail_valid(vcpu, failure.vm_instruction_error)
         return _fail(vcpu, state, vmcs12, failure.exit_reason, failure.exit_qualification)
     changed, vmcs12.changed = vmcs12.changed, 0
+    if state.host_image_for is not vmcs12 or changed & _HOST_STATE:
+        state.host_image = None
     if state.merged_for is not vmcs12 or changed & CONTROL_FIELDS:
         merge_controls(vcpu, state)
     merge_msr_bitmap(state, state.memory)
@@ -88,18 +96,18 @@ def _load_guest_state(vcpu: Vcpu, state: NestedState, vmcs12: Vmcs12) -> None:
     w02[_P[Field.VMCS_LINK_POINTER]] = (1 << 64) - 1
     controls = w12[_ENTRY]
     efer, pat, dr7, debugctl = state.inherited
-    if not controls & VmEntry.LOAD_IA32_EFER:
+    if not controls & _LOAD_EFER:
         long_mode = Efer.LMA | Efer.LME
-        w02[_EFER] = (efer & ~int(long_mode)) | (int(long_mode) if controls & VmEntry.IA32E_MODE_GUEST else 0)
-        if not controls & VmEntry.IA32E_MODE_GUEST and not w12[_CR0] & Cr0.PG:
+        w02[_EFER] = (efer & ~int(long_mode)) | (int(long_mode) if controls & _IA32E else 0)
+        if not controls & _IA32E and not w12[_CR0] & Cr0.PG:
             w02[_EFER] |= efer & Efer.LME
-    if not controls & VmEntry.LOAD_IA32_PAT:
+    if not controls & _LOAD_PAT:
         w02[_PAT] = pat
-    if not controls & VmEntry.LOAD_DEBUG_CONTROLS:
+    if not controls & _LOAD_DEBUG:
         w02[_DR7], w02[_DEBUGCTL] = dr7, debugctl
-    w02[_ENTRY] = (w02[_ENTRY] & ~int(VmEntry.IA32E_MODE_GUEST)) | (controls & int(VmEntry.IA32E_MODE_GUEST))
+    w02[_ENTRY] = (w02[_ENTRY] & ~_IA32E) | (controls & _IA32E)
     w02[_EVENT], w02[_EVENT_ERROR], w02[_EVENT_LENGTH] = w12[_EVENT], w12[_EVENT_ERROR], w12[_EVENT_LENGTH]
-    if not secondary_controls(w12) & ProcBased2.ENABLE_EPT:
+    if not secondary_controls(w12) & _ENABLE_EPT:
         _load_pdptes(state, w02)
 
 
@@ -120,7 +128,7 @@ def _enter(vcpu: Vcpu, state: NestedState) -> None:
     vcpu.level = 2
     vcpu.parent = -1
     state.preemption_deadline = None
-    if vmcs12.words[_PIN] & PinBased.ACTIVATE_VMX_PREEMPTION_TIMER:
+    if vmcs12.words[_PIN] & _TIMER_CONTROL:
         ticks = vmcs12.words[_P[Field.VMX_PREEMPTION_TIMER_VALUE]] << state.capabilities.timer_rate
         now = vcpu.cpu.clock.now_ns()
         state.preemption_deadline = now + ticks * 1_000_000_000 // vcpu.cpu.clock.tsc_hz

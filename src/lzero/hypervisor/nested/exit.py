@@ -28,12 +28,16 @@ _EVENT, _LINK = _P[Field.VM_ENTRY_INTERRUPTION_INFORMATION], _P[Field.VMCS_LINK_
 _ERROR = _P[Field.VM_INSTRUCTION_ERROR]
 _IA32E = int(VmEntry.IA32E_MODE_GUEST)
 _VALID = 1 << 31
+_LONG_MODE, _LOAD_EFER = int(VmExit.HOST_ADDRESS_SPACE_SIZE), int(VmExit.LOAD_IA32_EFER)
+_LOAD_PAT, _SAVE_TIMER = int(VmExit.LOAD_IA32_PAT), int(VmExit.SAVE_VMX_PREEMPTION_TIMER_VALUE)
+_TIMER_CONTROL, _LMA, _PAE = int(PinBased.ACTIVATE_VMX_PREEMPTION_TIMER), int(Efer.LMA), int(Cr4.PAE)
+_MODE = int(Efer.LMA | Efer.LME)
 
 # Guest-state fields that an exit saves only if a control says so; else vmcs12 keeps what it had.
 _KEPT = (
-    (VmExit.SAVE_IA32_EFER, (_P[Field.GUEST_IA32_EFER],)),
-    (VmExit.SAVE_IA32_PAT, (_P[Field.GUEST_IA32_PAT],)),
-    (VmExit.SAVE_DEBUG_CONTROLS, (_P[Field.GUEST_DR7], _P[Field.GUEST_IA32_DEBUGCTL])),
+    (int(VmExit.SAVE_IA32_EFER), (_P[Field.GUEST_IA32_EFER],)),
+    (int(VmExit.SAVE_IA32_PAT), (_P[Field.GUEST_IA32_PAT],)),
+    (int(VmExit.SAVE_DEBUG_CONTROLS), (_P[Field.GUEST_DR7], _P[Field.GUEST_IA32_DEBUGCTL])),
 )
 # Guest-state fields that belong to L1's VMCS alone.
 _L1_OWN = (_LINK, _TIMER)
@@ -66,9 +70,9 @@ def save_exit(vcpu: Vcpu, state: NestedState, exit_reason: int) -> None:
 
 def _save_timer(vcpu: Vcpu, state: NestedState, vmcs12: Vmcs12) -> None:
     words = vmcs12.words
-    if not words[_PIN] & PinBased.ACTIVATE_VMX_PREEMPTION_TIMER or state.preemption_deadline is None:
+    if not words[_PIN] & _TIMER_CONTROL or state.preemption_deadline is None:
         return
-    if words[_EXIT] & VmExit.SAVE_VMX_PREEMPTION_TIMER_VALUE:
+    if words[_EXIT] & _SAVE_TIMER:
         clock = vcpu.cpu.clock
         left = max(0, state.preemption_deadline - clock.now_ns()) * clock.tsc_hz // 1_000_000_000
         words[_TIMER] = min(0xFFFF_FFFF, left >> state.capabilities.timer_rate)
@@ -94,6 +98,8 @@ def _store_msrs(vcpu: Vcpu, vmcs12: Vmcs12) -> None:
 
 # --- L1's host state ------------------------------------------------------------------------------------------------
 
+_CR0, _CR4 = _P[Field.GUEST_CR0], _P[Field.GUEST_CR4]
+_CR0_SHADOW, _CR4_SHADOW = Field.CR0_READ_SHADOW, Field.CR4_READ_SHADOW
 _SEGMENTS = "ES CS SS DS FS GS".split()
 _DATA_RIGHTS, _UNUSABLE = 0xC093, 1 << 16
 _CODE64, _CODE32 = 0xA09B, 0xC09B
@@ -106,9 +112,17 @@ def load_host_state(vcpu: Vcpu, state: NestedState) -> None:
     assert vmcs12 is not None
     w12, w01 = vmcs12.words, vcpu.vmcs01.words
     controls = w12[_EXIT]
-    long_mode = bool(controls & VmExit.HOST_ADDRESS_SPACE_SIZE)
-    _load_segments(w12, w01, long_mode=long_mode)
-    _load_registers(w12, w01, long_mode=long_mode)
+    long_mode = bool(controls & _LONG_MODE)
+    if state.host_image is None:
+        _load_segments(w12, w01, long_mode=long_mode)
+        _load_registers(w12, w01, long_mode=long_mode)
+        state.host_image = [memoryview(bytes(w01[part])).cast("Q") for part in GUEST_STATE]
+        state.host_image_for = vmcs12
+    else:
+        for part, words in zip(GUEST_STATE, state.host_image, strict=True):
+            w01[part] = words
+        w01[_EVENT] = 0
+    _set_shadows(vcpu)
     _load_efer_and_pat(w12, w01, state, controls, long_mode=long_mode)
     vcpu.cpu.vmptrld(vcpu.vmcs01)
     vcpu.level = 1
@@ -120,7 +134,7 @@ def load_host_state(vcpu: Vcpu, state: NestedState) -> None:
     )
     if bad:
         vcpu.nested.abort(VmxAbort.LOADING_HOST_MSRS)
-    elif not long_mode and w12[_P[Field.HOST_CR4]] & Cr4.PAE:
+    elif not long_mode and w12[_P[Field.HOST_CR4]] & _PAE:
         _load_host_pdptes(vcpu, w01)
 
 
@@ -151,10 +165,8 @@ def _load_registers(w12: memoryview, w01: memoryview, *, long_mode: bool) -> Non
     cr4 = cr4 | int(Cr4.PAE) if long_mode else cr4 & ~int(Cr4.PCIDE)
     for field, value in (
         (Field.GUEST_CR0, cr0 | int(Cr0.ET)),
-        (Field.CR0_READ_SHADOW, cr0 | int(Cr0.ET)),
         (Field.GUEST_CR3, w12[_P[Field.HOST_CR3]]),
         (Field.GUEST_CR4, cr4),
-        (Field.CR4_READ_SHADOW, cr4),
         (Field.GUEST_RSP, w12[_P[Field.HOST_RSP]]),
         (Field.GUEST_RIP, w12[_P[Field.HOST_RIP]]),
         (Field.GUEST_RFLAGS, 2),
@@ -171,16 +183,23 @@ def _load_registers(w12: memoryview, w01: memoryview, *, long_mode: bool) -> Non
         w01[_P[field]] = value
 
 
+def _set_shadows(vcpu: Vcpu) -> None:
+    """L1 reads back the CR0 and CR4 that its host-state area asked for."""
+    vmcs01, w01 = vcpu.vmcs01, vcpu.vmcs01.words
+    for shadow, register in ((_CR0_SHADOW, _CR0), (_CR4_SHADOW, _CR4)):
+        if w01[_P[shadow]] != w01[register]:
+            vmcs01.write(shadow, w01[register])
+
+
 def _load_efer_and_pat(w12: memoryview, w01: memoryview, state: NestedState, controls: int, *, long_mode: bool) -> None:
-    mode = int(Efer.LMA | Efer.LME)
     efer = state.vmcs02.words[_P[Field.GUEST_IA32_EFER]]
-    if controls & VmExit.LOAD_IA32_EFER:
+    if controls & _LOAD_EFER:
         efer = w12[_P[Field.HOST_IA32_EFER]]
     else:
-        efer = (efer & ~mode) | (mode if long_mode else 0)
+        efer = (efer & ~_MODE) | (_MODE if long_mode else 0)
     w01[_P[Field.GUEST_IA32_EFER]] = efer
-    w01[_ENTRY] = (w01[_ENTRY] & ~_IA32E) | (_IA32E if efer & Efer.LMA else 0)
-    if controls & VmExit.LOAD_IA32_PAT:
+    w01[_ENTRY] = (w01[_ENTRY] & ~_IA32E) | (_IA32E if efer & _LMA else 0)
+    if controls & _LOAD_PAT:
         w01[_P[Field.GUEST_IA32_PAT]] = w12[_P[Field.HOST_IA32_PAT]]
     else:
         w01[_P[Field.GUEST_IA32_PAT]] = state.vmcs02.words[_P[Field.GUEST_IA32_PAT]]

@@ -31,6 +31,7 @@ __all__ = ["handle_vmx_instruction"]
 
 _M32 = 0xFFFF_FFFF
 _M64 = (1 << 64) - 1
+_VMXE = int(Cr4.VMXE)
 
 
 def _undefined(vcpu: Vcpu) -> bool:
@@ -44,7 +45,7 @@ def handle_vmx_instruction(vcpu: Vcpu) -> bool:
     i = vcpu.cpu.instruction()
     handler = _INSTRUCTIONS.get(i.mnemonic)
     state = vcpu.nested.state
-    if handler is None or not vcpu.guest_cr4 & Cr4.VMXE:
+    if handler is None or not vcpu.guest_cr4 & _VMXE:
         return _undefined(vcpu)
     if not state.in_vmx_operation and i.mnemonic != Mnemonic.VMXON:
         return _undefined(vcpu)

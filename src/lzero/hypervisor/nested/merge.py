@@ -90,11 +90,16 @@ _COPIED = [
     )
 ]
 _VPID02 = 2
+_USE_MSR_BITMAPS = int(ProcBased.USE_MSR_BITMAPS)
+_ACTIVATE_SECONDARY = int(ProcBased.ACTIVATE_SECONDARY_CONTROLS)
+_PASSED_THROUGH = [
+    ((0x400 if index >= 0xC000_0000 else 0) + (index & 0x1FFF) // 8, 1 << (index & 7)) for index in PASSED_THROUGH_MSRS
+]
 
 
 def secondary_controls(words: memoryview) -> int:
     """The secondary controls in force."""
-    return words[_PROC2] if words[_PROC] & ProcBased.ACTIVATE_SECONDARY_CONTROLS else 0
+    return words[_PROC2] if words[_PROC] & _ACTIVATE_SECONDARY else 0
 
 
 def merge_controls(vcpu: Vcpu, state: NestedState) -> None:
@@ -156,11 +161,10 @@ def merge_msr_bitmap(state: NestedState, memory: PhysicalMemory) -> None:
     vmcs12: Vmcs | None = state.vmcs12
     assert vmcs12 is not None
     words = vmcs12.words
-    uses = words[_PROC] & int(ProcBased.USE_MSR_BITMAPS)
+    uses = words[_PROC] & _USE_MSR_BITMAPS
     source = memory.read(words[_P[Field.MSR_BITMAPS_ADDRESS]], 4096) if uses else None
     wanted: dict[int, int] = {}
-    for index in PASSED_THROUGH_MSRS:
-        offset, bit = (0x400 if index >= 0xC000_0000 else 0) + (index & 0x1FFF) // 8, 1 << (index & 7)
+    for offset, bit in _PASSED_THROUGH:
         for start in (0, 0x800):
             byte = wanted.setdefault(start + offset, 0xFF)
             if source is not None and not source[start + offset] & bit:

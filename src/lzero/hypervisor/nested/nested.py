@@ -30,6 +30,7 @@ _EPTP = _P[Field.EPT_POINTER]
 _EVENT = _P[Field.VM_ENTRY_INTERRUPTION_INFORMATION]
 _VALID = 1 << 31
 _BY_L1 = 2
+_NMI_EXITING, _EXTERNAL_INTERRUPT_EXITING = int(PinBased.NMI_EXITING), int(PinBased.EXTERNAL_INTERRUPT_EXITING)
 
 
 class Nested:
@@ -154,9 +155,9 @@ class Nested:
                 return deadline
             deadline = own if deadline is None else min(deadline, own)
         pc = vcpu.pc
-        if pc.nmi_pending and pin & PinBased.NMI_EXITING:
+        if pc.nmi_pending and pin & _NMI_EXITING:
             return self._leave_for(deadline, now, self._nmi)
-        if pc.interrupt_pending and pin & PinBased.EXTERNAL_INTERRUPT_EXITING:
+        if pc.interrupt_pending and pin & _EXTERNAL_INTERRUPT_EXITING:
             return self._leave_for(deadline, now, self._external_interrupt)
         return deadline
 

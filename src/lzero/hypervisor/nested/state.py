@@ -28,6 +28,8 @@ class NestedState:
         The current VMCS, None if there is none.
     vmcs02:
         What L2 runs under.
+    host_image, host_image_for:
+        vmcs01's guest-state area as a VM exit to L1 leaves it, and whose host state that is.
     preemption_deadline:
         Guest time in ns at which L1's preemption timer for L2 runs out, None if it is not active.
     """
@@ -40,7 +42,8 @@ class NestedState:
         self.vmcs12: Vmcs12 | None = None
         self.vmcs02 = Vmcs()
         self.merged_for: Vmcs12 | None = None
-        self.host_loaded_for: Vmcs12 | None = None
+        self.host_image: list[memoryview] | None = None
+        self.host_image_for: Vmcs12 | None = None
         self.preemption_deadline: int | None = None
         self.inherited = (0, 0, 0, 0)
         self.ept = ShadowEpt(vcpu)

@@ -59,6 +59,8 @@ static void load_segments(struct lz_machine *m)
         uint32_t rights = (uint32_t)v[V_GUEST_ES_ACCESS_RIGHTS + i], flags = (rights & 0xf0ff) << 8;
         if (rights & UNUSABLE) /* the engine takes CPL from SS.DPL even then */
             flags &= DESCRIPTOR_DPL;
+        if (i == SEGMENT_TR) /* its TSS is marked busy in memory only; see save_segments */
+            flags &= ~(uint32_t)(2 << 8);
         s->selector = (uint32_t)v[V_GUEST_ES_SELECTOR + i];
         s->base = v[V_GUEST_ES_BASE + i];
         s->limit = (uint32_t)v[V_GUEST_ES_LIMIT + i];

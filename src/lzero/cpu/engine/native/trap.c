@@ -2,6 +2,8 @@
 #include "native.h"
 #include "vmcs_fields.h"
 
+#include <stdlib.h>
+
 enum { EVENT_VALID = 1u << 31, EVENT_HAS_ERROR = 1u << 11 };
 enum { EXTERNAL_INTERRUPT = 0, NMI = 2, HARDWARE_EXCEPTION = 3, SOFTWARE_INTERRUPT = 4, PRIVILEGED_EXCEPTION = 5, SOFTWARE_EXCEPTION = 6 };
 enum { ENGINE_VMEXIT = 0x100 };
@@ -204,6 +206,17 @@ bool x86_cpu_exec_interrupt_x86_64(void *cpu, int request)
         return false;
     }
     return true;
+}
+
+/* The engine gives up on a task register that holds no TSS; the processor raises #TS (SDM 3A 6.15). */
+void cpu_abort_x86_64(void *cpu, const char *format, ...)
+{
+    struct lz_machine *m = lz_of_cpu(cpu);
+    if (!m)
+        abort();
+    (void)format;
+    const uint32_t *tr = (const uint32_t *)((char *)m->env + lz_layout.tr);
+    lz_engine.raise_exception_err_ra(m->env, 10, (int)(*tr & 0xfffc), 0);
 }
 
 /* --- instructions ------------------------------------------------------------------------------------------------ */
