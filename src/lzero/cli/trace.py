@@ -93,7 +93,7 @@ def show(
         if by != "reason" or filters:
             raise UsageError(f"{source}: holds numbers of exits per reason only; --by and --filter need the exits")
         result = _by_reason(source, diagnoses, strict)
-    elif by == "reason" and not filters and source != "-" and _is_recording(source):
+    elif by == "reason" and not filters and (source == "-" or _is_recording(source)):
         # The usual question has a way of its own, without rows: several times faster than the general one.
         result = _by_reason(source, diagnoses, strict)
     else:

@@ -189,6 +189,9 @@ class _Peeked(io.RawIOBase):
         view[: len(piece)] = piece
         return len(piece)
 
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
     def let_go(self) -> None:
         """Leave the stream to others."""
         self._stream = io.BytesIO()

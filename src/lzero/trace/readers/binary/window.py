@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
+import os
 import select
+import stat
 from collections.abc import Callable
 from typing import BinaryIO, Final
 
@@ -14,6 +17,10 @@ __all__ = ["MIN_WINDOW", "StreamSource", "Window"]
 
 MIN_WINDOW: Final = 1 << 17
 """Bytes that a window holds at least: more than the largest record."""
+
+_ENOUGH: Final = 1 << 20
+_PATIENCE_S: Final = 0.001
+"""How long a slow stream is given to bring more before what has come is looked at."""
 
 
 class StreamSource:
@@ -26,10 +33,13 @@ class StreamSource:
         self._read = getattr(stream, "readinto1", None) or getattr(stream, "readinto", None)
         self.left = limit
         """Bytes that may still be read; None: to the end."""
+        self._in_memory = isinstance(stream, io.BytesIO)
         try:
             self._descriptor: int | None = stream.fileno()
         except (AttributeError, OSError, io.UnsupportedOperation):
             self._descriptor = None
+        if self._descriptor is not None:
+            _widen(self._descriptor)
 
     def __call__(self, room: memoryview) -> int:
         """Read into ``room``; how many bytes were read, 0 at the end."""
@@ -42,7 +52,7 @@ class StreamSource:
             total += got
             if self.left is not None:
                 self.left -= got
-            if got == 0 or not self._ready():
+            if got == 0 or not self._ready(0 if total >= _ENOUGH else _PATIENCE_S):
                 return total
 
     def _once(self, room: memoryview) -> int:
@@ -52,14 +62,24 @@ class StreamSource:
         room[: len(data)] = data
         return len(data)
 
-    def _ready(self) -> bool:
-        """Whether reading on does not wait. What is no file of the system never waits."""
+    def _ready(self, patience: float) -> bool:
+        """Whether more is there, or comes in a moment. Of a stream that is no file of the system nobody can say."""
         if self._descriptor is None:
-            return True
+            return self._in_memory
         try:
-            return bool(select.select([self._descriptor], [], [], 0)[0])
+            return bool(select.select([self._descriptor], [], [], patience)[0])
         except (OSError, ValueError):
             return False
+
+
+def _widen(descriptor: int) -> None:
+    """Let a pipe hold more, so that writer and reader take turns less often."""
+    try:
+        if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+            fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, _ENOUGH)
+    except OSError:
+        # Not allowed beyond a user's limit; it is slower then, nothing else.
+        return
 
 
 class Window:
