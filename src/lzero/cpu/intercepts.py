@@ -18,6 +18,7 @@ from lzero.errors import GuestFault
 from lzero.sdm.controls import ProcBased, ProcBased2
 from lzero.sdm.exceptions import Vector
 from lzero.sdm.exit_reasons import ExitReason
+from lzero.sdm.registers import Cr0, Cr4
 from lzero.sdm.vmcs_fields import Field
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["table"]
 
 _RIP = FIELD_POSITION[Field.GUEST_RIP]
+_CR0, _CR4 = FIELD_POSITION[Field.GUEST_CR0], FIELD_POSITION[Field.GUEST_CR4]
 _BLOCKING = FIELD_POSITION[Field.GUEST_INTERRUPTIBILITY_STATE]
 _ACTIVITY = FIELD_POSITION[Field.GUEST_ACTIVITY_STATE]
 _PENDING_DEBUG = FIELD_POSITION[Field.GUEST_PENDING_DEBUG_EXCEPTIONS]
@@ -97,8 +99,10 @@ def invlpg(p: Processor) -> int:
 
 
 def rdpmc(p: Processor) -> int:
-    """RDPMC exits or, since there are no counters, raises #GP."""
+    """RDPMC exits or, since there are no counters, raises #GP; so it does above CPL 0 while CR4.PCE is 0."""
     i = p.instruction()
+    if p.cpl and p.words[_CR0] & Cr0.PE and not p.words[_CR4] & Cr4.PCE:
+        return p.raise_exception(Vector.GP, 0)
     if p.configuration.proc & ProcBased.RDPMC_EXITING:
         return p.instruction_exit(ExitReason.RDPMC, i)
     return p.raise_exception(Vector.GP, 0)
@@ -169,7 +173,11 @@ def rdrand(p: Processor) -> int:
 
 
 def xsetbv(p: Processor) -> int:
-    """XSETBV always exits."""
+    """XSETBV exits if CR4.OSXSAVE makes it known and the guest is in ring 0."""
+    if not p.words[_CR4] & Cr4.OSXSAVE:
+        return p.raise_exception(Vector.UD)
+    if p.cpl:
+        return p.raise_exception(Vector.GP, 0)
     return p.instruction_exit(ExitReason.XSETBV, p.instruction())
 
 
@@ -214,6 +222,8 @@ def undefined(p: Processor) -> int:
             return _vmx_instruction(p, i, reason)
         if i.mnemonic == Mnemonic.INVPCID:
             return _invpcid(p, i)
+        if i.mnemonic == Mnemonic.RDSEED and p.configuration.proc2 & ProcBased2.RDSEED_EXITING:
+            return p.instruction_exit(ExitReason.RDSEED, i, information=i.information)
         if i.mnemonic in _WAITS and p.cpl == 0:
             return _WAITS[i.mnemonic](p)
         if i.mnemonic == Mnemonic.VMFUNC and p.configuration.proc2 & ProcBased2.ENABLE_VM_FUNCTIONS:

@@ -184,8 +184,8 @@ class Engine:
         self._native.functions.lz_set_vmcs(self._machine, C.addressof(words))
 
     def code_changed(self, base: int, size: int) -> None:
-        """Forget translations of physical memory that was written from outside the guest."""
-        self._uc.ctl_remove_cache(base, base + size)
+        """Forget what was translated from physical memory (of one region) that was written from outside the guest."""
+        self._native.functions.lz_code_changed(self._machine, base, size)
 
     def flush_tlb(self) -> None:
         """Drop all cached translations of addresses."""

@@ -95,6 +95,7 @@ def _declare(native: C.CDLL) -> None:
         "lz_translate": (u64, [p, u64, C.c_uint32]),
         "lz_walk_guest": (u64, [p, u64, C.c_uint32]),
         "lz_translate_physical": (u64, [p, u64]),
+        "lz_code_changed": (None, [p, u64, u64]),
     }
     for name, (result, arguments) in signatures.items():
         function = getattr(native, name)

@@ -23,6 +23,26 @@ static void set_code(struct lz_machine *m, uint64_t ram_address, uint8_t value)
     m->code_pages[page] = value;
 }
 
+static bool holds_code(const struct lz_machine *m, uint64_t first, uint64_t last)
+{
+    for (uint64_t page = first >> 12; page <= last >> 12 && page < m->code_page_count; page++)
+        if (m->code_pages[page])
+            return true;
+    return false;
+}
+
+/* Physical memory was written from outside the guest: forget what was translated from there. The range lies in one
+ * region. */
+void lz_code_changed(struct lz_machine *m, uint64_t hpa, uint64_t size)
+{
+    uint8_t *host = lz_host(m, hpa);
+    if (!host || !size)
+        return;
+    uint64_t start = lz_engine.qemu_ram_addr_from_host(m->uc, host);
+    if (start != ~0ull && holds_code(m, start, start + size - 1))
+        lz_engine.tb_invalidate_phys_range(m->uc, start, start + size);
+}
+
 void tlb_protect_code_x86_64(void *uc, uint64_t ram_address)
 {
     struct lz_machine *m = lz_lookup(uc);

@@ -107,7 +107,8 @@ enum { CC_MASK = 0x8d5, CC_OP_EFLAGS = 1 };
     X(void, helper_outl, void *, uint32_t, uint32_t) \
     X(uint32_t, x86_ldl_phys, void *, uint64_t) X(void, x86_stl_phys, void *, uint64_t, uint32_t) \
     X(void, tlb_set_dirty, void *, uint64_t) X(void, tb_invalidate_phys_page_fast, void *, void *, uint64_t, int, uintptr_t) \
-    X(void, tlb_protect_code, void *, uint64_t) X(void, tlb_unprotect_code, void *, uint64_t)
+    X(void, tlb_protect_code, void *, uint64_t) X(void, tlb_unprotect_code, void *, uint64_t) \
+    X(uint64_t, qemu_ram_addr_from_host, void *, void *) X(void, tb_invalidate_phys_range, void *, uint64_t, uint64_t)
 
 struct lz_originals {
 #define X(result, name, ...) result (*name)(__VA_ARGS__);
