@@ -19,10 +19,14 @@ from lzero.trace.load import import_trace, open_recording
 from lzero.trace.readers.detect import Kind, detect
 from lzero.trace.readers.events import Diagnosis, EventKind, event_dtype
 from lzero.trace.readers.fastlines import parse_chunk, read_leftovers
+from lzero.trace.readers.nativelines import native_parser
 from lzero.trace.readers.slowline import parse_line
 from lzero.trace.readers.text import read_text
 from lzero.trace.store import open_trace
 from textwriter import EVENT_FORMATS, LINE_FORMATS, Event, nested_events, random_event, render
+
+native = native_parser()
+PARSERS = [parse_chunk] if native is None else [parse_chunk, native]
 
 
 def read(text: bytes, strict: bool = False) -> tuple[np.ndarray, Diagnosis]:
@@ -55,8 +59,8 @@ def test_fast_parser_reads_what_the_definition_reads(form: str, style: str) -> N
 
 
 def test_ordinary_recordings_leave_nothing_to_the_slow_parser() -> None:
-    for form in ("perf", "perf-ns", "perf-plain", "trace-cmd", "ftrace", "ftrace-old"):
-        result = parse_chunk(render(nested_events(10), form))
+    for form, parse in ((form, parse) for form in LINE_FORMATS for parse in PARSERS):
+        result = parse(render(nested_events(10), form))
         assert result.leftovers == []
         assert len(result.events) == 130
 
@@ -158,7 +162,7 @@ def test_text_without_line_ends_is_given_up_with_a_place() -> None:
 
 @given(st.data())
 @settings(max_examples=300, deadline=None)
-def test_mutated_lines_mean_the_same_to_both_parsers(data: st.DataObject) -> None:
+def test_mutated_lines_mean_the_same_to_every_parser(data: st.DataObject) -> None:
     source = random.Random(data.draw(st.integers(0, 10**6)))
     form, style = data.draw(st.sampled_from(LINE_FORMATS)), data.draw(st.sampled_from(EVENT_FORMATS))
     text = bytearray(render([random_event(source, 10**9 * n) for n in range(4)], form, style))
@@ -169,11 +173,13 @@ def test_mutated_lines_mean_the_same_to_both_parsers(data: st.DataObject) -> Non
         else:
             del text[place]
     content = bytes(text).rstrip(b"\n") + b"\n"
-    fast_diagnosis = Diagnosis("test")
-    fast = read_leftovers(parse_chunk(content), 0, fast_diagnosis)
     slow, slow_diagnosis = read_slowly(content)
-    assert fast.tolist() == slow.tolist()
-    assert fast_diagnosis.problems == slow_diagnosis.problems
+    for parse in PARSERS:
+        fast_diagnosis = Diagnosis("test")
+        fast = read_leftovers(parse(content), 0, fast_diagnosis)
+        assert fast.tolist() == slow.tolist()
+        assert fast_diagnosis.problems == slow_diagnosis.problems
+        assert fast_diagnosis.others == slow_diagnosis.others
 
 
 @given(st.binary(max_size=300))

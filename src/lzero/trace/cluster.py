@@ -43,8 +43,9 @@ def break_down_on(scheduler: str, name: str, by: str, condition: pl.Expr | None 
     if not files:
         raise UsageError(f"{name}: no files")
     expression = condition.meta.serialize() if condition is not None else None
+    connect: Any = Client  # its signature has no types
     try:
-        client: Any = Client(scheduler, timeout="10s", set_as_default=False)
+        client = connect(scheduler, timeout="10s", set_as_default=False)
     except (OSError, TimeoutError, ValueError) as error:
         raise ToolError(f"no Dask scheduler at {scheduler}: {error}") from error
     with client:

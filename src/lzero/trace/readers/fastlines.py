@@ -192,11 +192,11 @@ def _event_names(text: _Text, colons: Array, tails: Words) -> _Names:
 
 
 def _times(text: _Text, tails: Words, colons: Array) -> Array:
-    """Which colons end a time like ``12.345678`` or ``12.345678901``."""
-    digits = suffix_length(tails, "digits")
-    timed: Array = (digits == 6) & ((tails >> U64(8) & U64(0xFF)) == _DOT)
+    """Which colons end a time: three to nine digits after a dot, of which only six or nine are a shape we read."""
+    digits = suffix_length(tails, "digits").astype(np.int64)
+    timed: Array = (digits >= 3) & (text.data[colons - digits - 1] == _DOT)
     nano = np.flatnonzero(digits == 8)
-    timed[nano] = text.data[colons[nano] - 10] == _DOT
+    timed[nano] |= text.data[colons[nano] - 10] == _DOT
     return timed
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import queue
+import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 __all__ = ["read_text"]
 
 _CHUNK: Final = 4 << 20
+_PIECE: Final = 256 << 10  # read at once from a pipe, and how many such pieces wait at most
+_AHEAD: Final = 32
 _LONGEST_LINE: Final = 1 << 20  # without a newline for this long it is no text; the piece is reported and dropped
 
 
@@ -34,21 +38,20 @@ def read_text(stream: BinaryIO, diagnosis: Diagnosis, *, live: bool = False) -> 
         Deliver what a pipe has as soon as it comes, instead of filling chunks.
     """
     from lzero.trace.readers.fastlines import parse_chunk, read_leftovers
+    from lzero.trace.readers.nativelines import native_parser
+
+    parse = native_parser() or parse_chunk
 
     line = 0
-    if live:
-        for chunk in _chunks(stream, diagnosis, live=True):
-            result = parse_chunk(chunk)
-            yield read_leftovers(result, line, diagnosis)
-            line += result.lines
-        return
     workers = os.cpu_count() or 1
     waiting: deque[Future[ChunkResult]] = deque()
+    pieces = _Backlog(stream) if live else None
     with ThreadPoolExecutor(workers, thread_name_prefix="lzero-text") as pool:
         try:
-            for chunk in _chunks(stream, diagnosis, live=False):
-                waiting.append(pool.submit(parse_chunk, chunk))
-                if len(waiting) > workers + 1:
+            for chunk in _chunks(pieces or stream, diagnosis):
+                waiting.append(pool.submit(parse, chunk))
+                # Of a pipe that has nothing more for now, what came is delivered at once.
+                while len(waiting) > workers + 1 or pieces is not None and waiting and pieces.empty:
                     result = waiting.popleft().result()
                     yield read_leftovers(result, line, diagnosis)
                     line += result.lines
@@ -61,14 +64,57 @@ def read_text(stream: BinaryIO, diagnosis: Diagnosis, *, live: bool = False) -> 
                 future.cancel()
 
 
-def _chunks(stream: BinaryIO, diagnosis: Diagnosis, *, live: bool) -> Iterator[bytes]:
+class _Backlog:
+    """A live stream read ahead by a thread, so that a read gives all that has come: small chunks only while little
+    comes.
+    """
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._pieces: queue.Queue[bytes | Exception] = queue.Queue(_AHEAD)
+        self._read: Callable[[int], bytes] = getattr(stream, "read1", stream.read)
+        threading.Thread(target=self._fill, name="lzero-pipe", daemon=True).start()
+
+    def _fill(self) -> None:
+        while True:
+            try:
+                piece = self._read(_PIECE)
+            except (OSError, EOFError, ValueError) as error:
+                self._pieces.put(error)
+                return
+            self._pieces.put(piece)
+            if not piece:
+                return
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing has come that was not read."""
+        return self._pieces.empty()
+
+    def read(self, size: int) -> bytes:
+        """What has come, up to about `size` bytes; waits for the first; nothing at the end."""
+        found: list[bytes] = []
+        length = 0
+        while not found or length < size and not self._pieces.empty():
+            piece = self._pieces.get()
+            if isinstance(piece, Exception) or not piece:
+                if not found:
+                    if isinstance(piece, Exception):
+                        raise piece
+                    return b""
+                self._pieces.put(piece)  # the end, for the next read; the thread has stopped, so there is room
+                break
+            found.append(piece)
+            length += len(piece)
+        return b"".join(found)
+
+
+def _chunks(stream: BinaryIO | _Backlog, diagnosis: Diagnosis) -> Iterator[bytes]:
     """Pieces of whole lines, each ending in a newline; one is added to a cut last line."""
-    read = getattr(stream, "read1", stream.read) if live else stream.read
     rest = b""
     offset = 0
     while True:
         try:
-            piece = read(_CHUNK)
+            piece = stream.read(_CHUNK)
         except (OSError, EOFError, ValueError) as error:
             # A damaged or cut compressed file: what was unpacked before is kept.
             diagnosis.problem("unreadable input", f"offset {offset:#x}", f"cannot read on: {error}")
