@@ -32,8 +32,8 @@ STRATEGY_NAMES = (
     "range",
 )
 PROFILES = ("skewed", "nested", "bursty", "nested-bursty", "periodic", "uniform")
-FULL = Effort(layouts=8, processes=5, rounds={"plain": 15, "serialised": 5, "polluted": 5})
-BRIEF = Effort(layouts=6, processes=3, rounds={"plain": 11})
+FULL = Effort(layouts=6, processes=3, rounds={"plain": 15, "serialised": 7, "polluted": 5})
+BRIEF = Effort(layouts=4, processes=3, rounds={"plain": 11})
 QUICK = Effort(layouts=2, processes=1, rounds={"plain": 5, "serialised": 3, "polluted": 3})
 QUICK_BRIEF = Effort(layouts=2, processes=1, rounds={"plain": 5})
 
@@ -93,7 +93,7 @@ def mitigation_table(results: list[BenchResult]) -> Iterator[str]:
     yield "|---|---|---|---|---|---|---|---|---|---|"
     for result in results:
         for cell in result.cells:
-            name = f"{cell.compiler.family} {cell.compiler.version.split()[-1].split('~')[0]}"
+            name = Path(cell.compiler.path).name
             if cell.absent or cell.model is None:
                 yield f"| {result.profile.name} | {name} | {cell.mitigation.name} | absent: {cell.absent} |||||||"
                 continue
@@ -127,7 +127,7 @@ def main() -> None:
             strategies,
             every,
             [MITIGATIONS[name] for name in mitigations],
-            BenchOptions(effort=effort, pgo=pgo, cachegrind=label == "retpoline"),
+            BenchOptions(effort=effort, pgo=pgo, cachegrind=label == "retpoline" and profile == "skewed"),
             lambda text: print(f"{profile}: {text}", file=sys.stderr),
         )
         if options.out is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -110,6 +111,13 @@ def _prices(source: str, cc: str, mitigation: str) -> CostModel:
         raise PlanError(f"{path}: not a JSON object of prices: {error}") from error
 
 
+def _without_slots(lines: Iterable[str]) -> Iterator[str]:
+    """A tree's lines without the slots of its tables, which are KVM's and the same everywhere."""
+    for line in lines:
+        if not line.lstrip().startswith(("[", "overwritten at initialisation")):
+            yield line.split(",")[0] if "indirect call through" in line else line
+
+
 def _show(made: Plan) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -124,7 +132,7 @@ def _show(made: Plan) -> None:
         else f"recorded order replayed through the {made.predictor} predictor model"
     )
     lines = [
-        *tree_lines(made.strategy.root),
+        *_without_slots(tree_lines(made.strategy.root)),
         "",
         f"profile: {made.profile.name} ({made.profile.origin})",
         f"model: {made.model.describe()}",

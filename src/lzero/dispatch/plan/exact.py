@@ -30,8 +30,9 @@ __all__ = ["ExactPlan", "best_tree", "merged_runs"]
 
 Ints = npt.NDArray[np.int64]
 
-NODE_PRICE = 1e-6
-"""Ticks charged per test whatever its weight: of equally fast trees, the one with fewer tests is taken."""
+NODE_PRICE = 1e-5
+"""Ticks charged per test whatever its weight: of equally fast trees the one with fewer tests is taken, and where the
+table is allowed, reasons that the profile never saw go to it rather than through tests of their own."""
 
 WEIGHT_FLOOR = 1e-7
 """Share of exits every atom is given at least, so that the part of the tree that never runs is balanced too."""
