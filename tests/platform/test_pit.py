@@ -44,6 +44,29 @@ def test_firmware_leaves_an_18_hz_tick(board: Board) -> None:
     assert edges(board, 1_000_000_000) == 18
 
 
+def test_a_masked_tick_wakes_nobody_but_is_latched(board: Board) -> None:
+    assert board.clock.next_deadline_ns() is None
+    assert not board.inb(0x20) & 1
+    board.skip(10_000_000_000)
+    assert board.inb(0x20) & 1
+    board.set_up_pics()
+    assert board.take_interrupts() == []  # ICW1 clears the latch
+    assert board.clock.next_deadline_ns() is not None
+    board.outb(0x21, 1)
+    assert board.clock.next_deadline_ns() is None
+    board.skip(10_000_000_000)
+    board.outb(0x21, 0)
+    assert board.take_interrupts() == [0x20]
+
+
+def test_a_tick_masked_at_the_io_apic_is_lost(board: Board) -> None:
+    board.skip(10_000_000_000)
+    board.redirect(2, 0x30)
+    assert board.take_interrupts() == []
+    board.advance(60_000_000)
+    assert board.take_interrupts() == [0x30]
+
+
 def test_mode_0_interrupts_once(board: Board) -> None:
     program(board, 0, 0, 1000)
     assert edges(board, 10_000_000) == 1
@@ -166,6 +189,7 @@ def test_the_refresh_bit_toggles(board: Board) -> None:
 
 
 def test_an_absurd_rate_does_not_hang_the_host(board: Board) -> None:
+    board.set_up_pics()
     program(board, 0, 2, 2)
     board.skip(3600 * 1_000_000_000)
     deadline = board.clock.next_deadline_ns()

@@ -72,10 +72,13 @@ class IoApic:
     ----------
     send:
         Delivers a message to the local APIC.
+    after_write:
+        Called after software wrote a redirection entry: masks may have changed.
     """
 
-    def __init__(self, send: Callable[[InterruptMessage], None]) -> None:
+    def __init__(self, send: Callable[[InterruptMessage], None], after_write: Callable[[], None]) -> None:
         self._send = send
+        self._after_write = after_write
         self._select = 0
         self._id = 0
         self._levels = 0
@@ -121,6 +124,10 @@ class IoApic:
                 level=bool(entry & LEVEL),
             )
         )
+
+    def is_masked(self, pin: int) -> bool:
+        """Whether a pin's interrupts go nowhere."""
+        return bool(self.entries[pin] & MASKED)
 
     def end_of_interrupt(self, vector: int) -> None:
         """EOI broadcast of a local APIC: level entries with this vector may interrupt again."""
@@ -174,3 +181,4 @@ class IoApic:
             entry &= ~REMOTE_IRR
         self.entries[pin] = entry
         self._service_level(pin)
+        self._after_write()

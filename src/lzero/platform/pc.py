@@ -90,7 +90,7 @@ class Pc:
         self._pic_output = False
         # The local APIC reports changes while it is being built, before the rest of the board exists.
         self._built = False
-        self.ioapic = IoApic(lambda message: self.lapic.receive(message))
+        self.ioapic = IoApic(lambda message: self.lapic.receive(message), self._watch_timer)
         self.lapic = LocalApic(
             clock,
             self.bus,
@@ -99,8 +99,8 @@ class Pc:
             on_init=self._init,
             physical_address_bits=physical_address_bits,
         )
-        self.pic = PicPair(self._set_pic_output)
         self.pit = Pit8254(clock, self._timer_edge)
+        self.pic = PicPair(self._set_pic_output, self.pit.channels[0].catch_up, self._watch_timer)
         self.port61 = Port61(clock, self.pit.channels[2])
         self.rtc = Rtc(clock, lambda level: self.irq(RTC_IRQ, level))
         self.serial = Serial16550(lambda level: self.irq(COM1_IRQ, level), console.write)
@@ -115,6 +115,7 @@ class Pc:
         self._attach()
         self._install_firmware_tables()
         self.lapic.set_firmware_state()
+        self._watch_timer()
 
     def _attach(self) -> None:
         devices = (
@@ -175,10 +176,19 @@ class Pc:
         if gsi != TIMER_GSI and pin < PINS:
             self.ioapic.set_input(pin, level)
 
-    def _timer_edge(self) -> None:
-        # In its periodic modes the counter's output is high but for a moment: a short low before each edge.
-        self.irq(TIMER_IRQ, False)
-        self.irq(TIMER_IRQ, True)
+    def _timer_edge(self, late: bool) -> None:
+        # In its periodic modes the counter's output is high but for a moment: a short low before each edge. An edge
+        # that came while both controllers masked it is in the 8259A's latch; the I/O APIC has lost it.
+        drive = self.pic.set_input if late else self.irq
+        drive(TIMER_IRQ, False)
+        drive(TIMER_IRQ, True)
+
+    def _watch_timer(self) -> None:
+        """Without this a guest that halts with the timer masked would be woken 18 times a second for nothing, for
+        ever.
+        """
+        masked = self.pic.first.imr & 1 << TIMER_IRQ and self.ioapic.is_masked(TIMER_GSI)
+        self.pit.channels[0].watch(not masked)
 
     def _set_pic_output(self, level: bool) -> None:
         self._pic_output = level

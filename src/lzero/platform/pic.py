@@ -33,6 +33,10 @@ ELCR_MASKS = (0xF8, 0xDE)
 """Writable bits: the timer, the keyboard, the cascade, the RTC and the FPU are always edge-triggered."""
 
 
+def _nothing() -> None:
+    """The hook of a chip whose inputs nobody drives lazily."""
+
+
 class Pic8259:
     """One 8259A.
 
@@ -42,11 +46,23 @@ class Pic8259:
         Drives the INT pin.
     cascade:
         Mask of inputs that have another chip behind them (0 for the second chip).
+    before_access:
+        Called before software reads or writes a register: whoever drives an input lazily brings it up to date.
+    after_write:
+        Called after software wrote a register: masks may have changed.
     """
 
-    def __init__(self, output: Callable[[bool], None], cascade: int = 0) -> None:
+    def __init__(
+        self,
+        output: Callable[[bool], None],
+        cascade: int = 0,
+        before_access: Callable[[], None] | None = None,
+        after_write: Callable[[], None] | None = None,
+    ) -> None:
         self._output = output
         self._cascade = cascade
+        self._before_access = before_access or _nothing
+        self._after_write = after_write or _nothing
         self.elcr = 0
         self._reset()
         self.imr = 0xFF  # as firmware leaves it
@@ -149,6 +165,7 @@ class Pic8259:
 
     def read_command(self) -> int:
         """Port A0=0: IRR, ISR, or the poll byte."""
+        self._before_access()
         if self._poll:
             self._poll = False
             n = self.request()
@@ -160,6 +177,7 @@ class Pic8259:
 
     def write_command(self, value: int) -> None:
         """Port A0=0: ICW1, OCW2 or OCW3 by bits 4 and 3."""
+        self._before_access()
         if value & ICW1_INIT:
             levels = self._levels
             self._reset()
@@ -175,6 +193,7 @@ class Pic8259:
         else:
             self._write_ocw2(value)
         self._update()
+        self._after_write()
 
     def _write_ocw2(self, value: int) -> None:
         rotate, specific, eoi = bool(value & 0x80), bool(value & 0x40), bool(value & 0x20)
@@ -205,6 +224,7 @@ class Pic8259:
 
     def write_data(self, value: int) -> None:
         """Port A0=1: the next ICW after ICW1, otherwise the interrupt mask."""
+        self._before_access()
         if self._icw_step == 2:
             self._base = value & 0xF8
             self._icw_step = 3 if not self._single else self._after_icw3()
@@ -217,6 +237,7 @@ class Pic8259:
         else:
             self.imr = value
         self._update()
+        self._after_write()
 
     def _after_icw3(self) -> int:
         return 4 if self._need_icw4 else 0
@@ -229,10 +250,17 @@ class PicPair:
     ----------
     output:
         Drives the INT line towards the processor (the local APIC's LINT0).
+    before_access, after_write:
+        Hooks of the first chip, where the timer is.
     """
 
-    def __init__(self, output: Callable[[bool], None]) -> None:
-        self.first = Pic8259(output, cascade=1 << CASCADE)
+    def __init__(
+        self,
+        output: Callable[[bool], None],
+        before_access: Callable[[], None] | None = None,
+        after_write: Callable[[], None] | None = None,
+    ) -> None:
+        self.first = Pic8259(output, 1 << CASCADE, before_access, after_write)
         self.second = Pic8259(lambda level: self.first.set_input(CASCADE, level))
 
     def attach(self, bus: Bus) -> None:

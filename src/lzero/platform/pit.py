@@ -63,15 +63,18 @@ class PitChannel:
     clock:
         Guest time.
     on_edge:
-        Called at each rising edge of the output, with the guest time; None if nobody watches the output.
+        Called at each rising edge of the output, with True if the edge is told late (see :meth:`watch`); None if the
+        output leads nowhere.
     gate:
         Whether the gate input is high at first.
     """
 
-    def __init__(self, clock: Clock, on_edge: Callable[[], None] | None = None, gate: bool = True) -> None:
+    def __init__(self, clock: Clock, on_edge: Callable[[bool], None] | None = None, gate: bool = True) -> None:
         self._clock = clock
         self._on_edge = on_edge
         self._timer: Timer | None = None
+        self._edge_ns: int | None = None
+        self._watched = True
         self.gate = gate
         self.mode = Mode.INTERRUPT_ON_TERMINAL_COUNT
         self._bcd = False
@@ -141,14 +144,28 @@ class PitChannel:
 
     # The output's edges
 
+    def watch(self, watched: bool) -> None:
+        """Whether each edge must be told at its time. Where every receiver is masked, it need not, and a halted guest's
+        time can pass without a stop for each: :meth:`catch_up` tells then what was missed.
+        """
+        if watched != self._watched:
+            self.catch_up()
+            self._watched = watched
+            self._arm()
+
+    def catch_up(self) -> None:
+        """Tell the edge that came since nobody watched; several are one, as in an interrupt controller's latch."""
+        if not self._watched and self._edge_ns is not None and self._clock.now_ns() >= self._edge_ns:
+            self._edge(late=True)
+
     def _arm(self) -> None:
         """Wait for the next rising edge of the output."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        deadline = self._next_edge_ns() if self._on_edge is not None else None
-        if deadline is not None:
-            self._timer = self._clock.call_at(deadline, self._edge)
+        self._edge_ns = self._next_edge_ns() if self._on_edge is not None else None
+        if self._edge_ns is not None and self._watched:
+            self._timer = self._clock.call_at(self._edge_ns, self._edge)
 
     def _next_edge_ns(self) -> int | None:
         start = self._start_ns
@@ -164,13 +181,13 @@ class PitChannel:
         edge = start + ticks_to_ns(self._reload + strobe, PIT_HZ)
         return edge if edge > self._clock.now_ns() else None
 
-    def _edge(self) -> None:
-        self._timer = None
+    def _edge(self, late: bool = False) -> None:
+        self._timer = self._edge_ns = None
         self._settle()
-        if self._on_edge is not None:
-            self._on_edge()
         if self.mode in PERIODIC:
             self._arm()
+        if self._on_edge is not None:
+            self._on_edge(late)
 
     # Gate
 
@@ -180,6 +197,7 @@ class PitChannel:
         """
         if level == self.gate:
             return
+        self.catch_up()
         now = self._clock.now_ns()
         self.gate = level
         if self._start_ns is not None and self.mode not in TRIGGERED:
@@ -197,6 +215,7 @@ class PitChannel:
 
     def configure(self, access: int, mode: int, bcd: bool) -> None:
         """A control word for this counter: it stops until a count is written."""
+        self.catch_up()
         self._access = access
         # Mode bit 2 is a don't-care for modes 2 and 3.
         self.mode = Mode(mode & 3 if mode & 2 else mode)
@@ -237,6 +256,7 @@ class PitChannel:
 
     def write(self, value: int) -> None:
         """The counter's port: a new count, in one or two bytes."""
+        self.catch_up()
         if self._access == ACCESS_LOW:
             self._load(value)
         elif self._access == ACCESS_HIGH:
@@ -280,10 +300,10 @@ class Pit8254:
     clock:
         Guest time.
     irq0:
-        Called at each rising edge of counter 0's output.
+        Called at each rising edge of counter 0's output, as :class:`PitChannel` says.
     """
 
-    def __init__(self, clock: Clock, irq0: Callable[[], None]) -> None:
+    def __init__(self, clock: Clock, irq0: Callable[[bool], None]) -> None:
         self.channels = (PitChannel(clock, irq0), PitChannel(clock), PitChannel(clock, gate=False))
         # As firmware leaves it: 18.2 Hz square wave.
         self.channels[0].configure(ACCESS_BOTH, Mode.SQUARE_WAVE, bcd=False)
