@@ -76,7 +76,7 @@ def test_claims_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["C3"], "record a nested guest"),
+        (["C3"], "claims C3 and C4 need two recordings"),
         (["C9"], "claim C9 cannot be measured here"),
         (["--cc", "no-such-cc"], "compiler 'no-such-cc' not found"),
         (["--mitigation", "hope"], "no mitigation 'hope'"),
