@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lzero.platform.lapic import MsrFault
+from lzero.platform.interrupts.lapic import MsrFault
 from pcboard import Board
 
 PORTS = st.one_of(

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from lzero.platform import acpi
-from lzero.platform.aml import Buffer, EisaId, Integer, Name, Package, package_length
+from lzero.platform.firmware import acpi
+from lzero.platform.firmware.aml import Buffer, EisaId, Integer, Name, Package, package_length
 from pcboard import Board
 
 

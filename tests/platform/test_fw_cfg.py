@@ -6,7 +6,7 @@ import struct
 
 import pytest
 
-from lzero.platform.fw_cfg import FwCfg, Key
+from lzero.platform.devices.fw_cfg import FwCfg, Key
 from lzero.platform.memory import GuestMemory
 from pcboard import Board
 

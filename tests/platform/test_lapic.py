@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from lzero.platform.exits import ExitKind
-from lzero.platform.lapic import MsrFault
-from lzero.platform.lapic_registers import APIC_REGISTERS
+from lzero.platform.interrupts.lapic import MsrFault
+from lzero.platform.interrupts.lapic_registers import APIC_REGISTERS
 from pcboard import Board
 
 ID, VERSION, TPR, PPR, EOI, LDR, DFR, SVR = 0x20, 0x30, 0x80, 0xA0, 0xB0, 0xD0, 0xE0, 0xF0

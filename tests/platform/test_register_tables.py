@@ -6,7 +6,20 @@ from pathlib import Path
 
 import pytest
 
-from lzero.platform import debug_exit, fw_cfg, keyboard, pci, pic, pit, port61, power, reset, rtc, serial, test_device
+from lzero.platform.devices import (
+    debug_exit,
+    fw_cfg,
+    keyboard,
+    pci,
+    pit,
+    port61,
+    power,
+    reset,
+    rtc,
+    serial,
+    test_device,
+)
+from lzero.platform.interrupts import pic
 from lzero.platform.registers import Access, RegisterRow
 from pcboard import Board
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from lzero.platform.lapic_timer import APIC_TIMER_HZ
+from lzero.platform.interrupts.lapic_timer import APIC_TIMER_HZ
 from lzero.sdm.cpuid import (
     ExtendedEcx1,
     ExtendedEdx1,

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lzero.platform.lapic import MsrFault
+from lzero.platform.interrupts.lapic import MsrFault
 from lzero.sdm.msrs import X2APIC_FIRST, X2APIC_LAST, Msr
 from lzero.sdm.registers import Cr0, Efer, is_canonical
 from lzero.sdm.vmcs_fields import Field

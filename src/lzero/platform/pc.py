@@ -11,27 +11,27 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
-from lzero.platform import acpi, mptable
 from lzero.platform.bus import Bus
 from lzero.platform.clock import Clock
-from lzero.platform.debug_exit import DebugExit
+from lzero.platform.devices.debug_exit import DebugExit
+from lzero.platform.devices.fw_cfg import FwCfg, Key
+from lzero.platform.devices.keyboard import KeyboardController
+from lzero.platform.devices.pci import PciHost
+from lzero.platform.devices.pit import Pit8254
+from lzero.platform.devices.port61 import Port61
+from lzero.platform.devices.power import PowerManagement
+from lzero.platform.devices.reset import ResetPorts
+from lzero.platform.devices.rtc import Rtc
+from lzero.platform.devices.serial import COM1_IRQ, Serial16550
+from lzero.platform.devices.test_device import TestDevice
 from lzero.platform.exits import ExitKind, ExitRequest
-from lzero.platform.fw_cfg import FwCfg, Key
-from lzero.platform.ioapic import PINS, IoApic
-from lzero.platform.keyboard import KeyboardController
-from lzero.platform.lapic import LocalApic
+from lzero.platform.firmware import acpi, mptable
+from lzero.platform.interrupts.ioapic import PINS, IoApic
+from lzero.platform.interrupts.lapic import LocalApic
+from lzero.platform.interrupts.pic import PicPair
 from lzero.platform.loaders import EntryState, LoadOptions
 from lzero.platform.loaders import load as load_image
 from lzero.platform.memory import GuestMemory
-from lzero.platform.pci import PciHost
-from lzero.platform.pic import PicPair
-from lzero.platform.pit import Pit8254
-from lzero.platform.port61 import Port61
-from lzero.platform.power import PowerManagement
-from lzero.platform.reset import ResetPorts
-from lzero.platform.rtc import Rtc
-from lzero.platform.serial import COM1_IRQ, Serial16550
-from lzero.platform.test_device import TestDevice
 
 __all__ = ["Console", "Pc"]
 

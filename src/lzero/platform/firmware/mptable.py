@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import struct
 
-from lzero.platform.ioapic import IOAPIC_BASE
+from lzero.platform.devices.serial import COM1_BASE
+from lzero.platform.interrupts.ioapic import IOAPIC_BASE
 from lzero.platform.memory import EBDA_BASE, GuestMemory
-from lzero.platform.serial import COM1_BASE
 
 __all__ = ["MP_POINTER_ADDRESS", "build_mp_table", "install"]
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-from lzero.platform.aml import Device, EisaId, Integer, IoPorts, Irq, Name, Package, Resources, Scope, Term
-from lzero.platform.ioapic import IOAPIC_BASE
+from lzero.platform.devices.power import PM1_CONTROL_PORT, PM1_EVENT_PORT, PM_TIMER_PORT, SLEEP_TYPE_S5
+from lzero.platform.devices.reset import RESET_CONTROL_PORT, RESET_VALUE
+from lzero.platform.devices.rtc import Index
+from lzero.platform.devices.serial import COM1_BASE, COM1_IRQ
+from lzero.platform.firmware.aml import Device, EisaId, Integer, IoPorts, Irq, Name, Package, Resources, Scope, Term
+from lzero.platform.interrupts.ioapic import IOAPIC_BASE
 from lzero.platform.memory import FIRMWARE_BASE, GuestMemory
-from lzero.platform.power import PM1_CONTROL_PORT, PM1_EVENT_PORT, PM_TIMER_PORT, SLEEP_TYPE_S5
-from lzero.platform.reset import RESET_CONTROL_PORT, RESET_VALUE
-from lzero.platform.rtc import Index
-from lzero.platform.serial import COM1_BASE, COM1_IRQ
 
 __all__ = ["AcpiTables", "SCI_IRQ", "build", "install"]
 

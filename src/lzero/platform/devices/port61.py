@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lzero.platform.bus import Bus
 from lzero.platform.clock import Clock
-from lzero.platform.pit import PitChannel
+from lzero.platform.devices.pit import PitChannel
 from lzero.platform.registers import Access, RegisterRow
 
 __all__ = ["Port61", "REGISTERS"]

@@ -11,9 +11,9 @@ from enum import IntFlag
 
 from lzero.platform.bus import Bus
 from lzero.platform.clock import Clock
-from lzero.platform.ioapic import DeliveryMode, InterruptMessage
-from lzero.platform.lapic_registers import APIC_REGISTERS, LVT_COUNT, X2APIC_MSR_BASE, ApicRegister
-from lzero.platform.lapic_timer import ApicTimer, TimerMode
+from lzero.platform.interrupts.ioapic import DeliveryMode, InterruptMessage
+from lzero.platform.interrupts.lapic_registers import APIC_REGISTERS, LVT_COUNT, X2APIC_MSR_BASE, ApicRegister
+from lzero.platform.interrupts.lapic_timer import ApicTimer, TimerMode
 from lzero.platform.registers import Access
 
 __all__ = ["ApicError", "LocalApic", "MsrFault"]

@@ -1,0 +1,1 @@
+"""What firmware leaves in memory for an operating system: ACPI tables, MP table, BIOS data."""
