@@ -88,7 +88,7 @@ def show(
     if scheduler:
         from lzero.trace.cluster import break_down_on
 
-        result = break_down_on(scheduler, source, by, condition)
+        result = break_down_on(scheduler, source, by, condition, table)
     elif source != "-" and counts_of(source):
         if by != "reason" or filters:
             raise UsageError(f"{source}: holds numbers of exits per reason only; --by and --filter need the exits")

@@ -5,12 +5,12 @@ The workers must see the files under the same paths and have lzero installed.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lzero.errors import ToolError, UsageError
 from lzero.trace.breakdown import Breakdown, break_down, merge_rows
 from lzero.trace.frames import frames, input_files
+from lzero.trace.symbols import Symbols
 
 if TYPE_CHECKING:
     import polars as pl
@@ -18,14 +18,16 @@ if TYPE_CHECKING:
 __all__ = ["break_down_on"]
 
 
-def break_down_on(scheduler: str, name: str, by: str, condition: pl.Expr | None = None) -> Breakdown:
+def break_down_on(
+    scheduler: str, name: str, by: str, condition: pl.Expr | None = None, symbols: Symbols | None = None
+) -> Breakdown:
     """Total the exits of a trace, or of a folder of traces or recordings, on the cluster at `scheduler`.
 
     Parameters
     ----------
     scheduler:
         Address such as ``tcp://10.0.0.1:8786``.
-    name, by, condition:
+    name, by, condition, symbols:
         As for :func:`lzero.trace.breakdown.break_down`.
 
     Raises
@@ -49,14 +51,13 @@ def break_down_on(scheduler: str, name: str, by: str, condition: pl.Expr | None 
     except (OSError, TimeoutError, ValueError) as error:
         raise ToolError(f"no Dask scheduler at {scheduler}: {error}") from error
     with client:
-        parts = client.gather(client.map(_one_file, files, by=by, expression=expression, pure=False))
+        parts = client.gather(client.map(_one_file, files, by=by, expression=expression, symbols=symbols, pure=False))
     return merge_rows(by, parts)
 
 
-def _one_file(name: str, *, by: str, expression: bytes | None) -> Breakdown:
+def _one_file(name: str, *, by: str, expression: bytes | None, symbols: Symbols | None) -> Breakdown:
     """What one worker does: total one file."""
     import polars as pl
 
     condition = pl.Expr.deserialize(expression) if expression is not None else None
-    path = Path(name)
-    return break_down(frames(str(path)), by, condition)
+    return break_down(frames(name), by, condition, symbols)
