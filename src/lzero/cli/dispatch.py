@@ -13,6 +13,7 @@ from lzero.cli.lazy import SubCommand, lazy_group
 from lzero.errors import ToolError
 
 if TYPE_CHECKING:
+    from lzero.dispatch.emit_c import Style
     from lzero.dispatch.strategies import Strategy
     from lzero.dispatch.toolchain import Compiler
 
@@ -46,6 +47,7 @@ class StyleName(StrEnum):
 
     KERNEL = "kernel"
     STANDALONE = "standalone"
+    KERNEL_CHECK = "kernel-check"
 
 
 class Form(StrEnum):
@@ -59,7 +61,11 @@ class Form(StrEnum):
 
 
 FORM = typer.Option(Form.TREE, "--as", help="Print the tree, the C, the Python function, the JSON, or machine code.")
-STYLE = typer.Option(StyleName.KERNEL, help="A function for vmx.c, or a file that compiles alone.")
+STYLE = typer.Option(
+    StyleName.KERNEL,
+    help="A function for vmx.c; a file that compiles alone; or the kernel's style with stand-ins for what vmx.c declares, "
+    "to compile it outside of a kernel.",
+)
 OUTPUT = typer.Option(None, "--output", "-o", help="Write to this file instead of standard output.")
 
 
@@ -146,6 +152,9 @@ def prove(
         for strategy in strategies[:1] if strategies[0] == strategies[1] else strategies:
             runs += check_by_running(strategy, chosen)
     names = [strategy.name for strategy in strategies]
+    if names[0] == names[1]:
+        # Two plans may have one name; then only what the user called them tells them apart.
+        names = [left, right]
     if as_json:
         document = {"left": names[0], "right": names[1], "equal": not found, "differences": differences_to_json(found)}
         typer.echo(json.dumps({**document, "checked_by_running": runs}, indent=1))
@@ -180,17 +189,20 @@ def emit(
     check: bool = typer.Option(True, help="Compile it and check order of tests and indirect branches before writing."),
 ) -> None:
     """Write a dispatcher as C, once the compiled code is checked."""
-    from lzero.dispatch.emit_c import emit_c
+    from lzero.dispatch.emit_c import checkable, emit_c
     from lzero.dispatch.plan_file import load_strategy, write_whole
     from lzero.dispatch.verify_c import require_kept, verify_c
 
     chosen = load_strategy(strategy)
-    text = emit_c(chosen, style.value)
+    kind: Style = "standalone" if style is StyleName.STANDALONE else "kernel"
+    text = emit_c(chosen, kind)
     if check:
-        results = [verify_c(chosen, compiler, style.value) for compiler in _compilers(compilers)]
+        results = [verify_c(chosen, compiler, kind) for compiler in _compilers(compilers)]
         require_kept(chosen, results)
         for result in results:
             typer.echo(f"checked: {result.summary(chosen)}", err=True)
+    if style is StyleName.KERNEL_CHECK:
+        text = checkable(chosen, kind, text)
     if output is None:
         typer.echo(text, nl=False)
     else:
