@@ -8,7 +8,9 @@ from lzero.cpu.checks import FIELD_BIT
 from lzero.cpu.engine import Action
 from lzero.cpu.instruction import Instruction
 from lzero.cpu.vmcs import FIELD_POSITION, WRITE_PLAN, Vmcs
+from lzero.sdm.exceptions import Vector
 from lzero.sdm.exit_reasons import ExitReason
+from lzero.sdm.vm_instruction_errors import VmInstructionError
 from lzero.sdm.vmcs_fields import Field
 
 if TYPE_CHECKING:
@@ -16,7 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["shadow_access"]
 
-_ARITHMETIC = 0x8D5
+_ARITHMETIC, _CARRY, _ZERO = 0x8D5, 0x01, 0x40
+_ERROR = FIELD_POSITION[Field.VM_INSTRUCTION_ERROR]
 _RFLAGS = FIELD_POSITION[Field.GUEST_RFLAGS]
 _SS_RIGHTS = FIELD_POSITION[Field.GUEST_SS_ACCESS_RIGHTS]
 _CR0 = FIELD_POSITION[Field.GUEST_CR0]
@@ -42,15 +45,26 @@ def shadow_access(p: Processor, i: Instruction, reason: int, shadow: Vmcs | None
     encoding = p.gpr_value(i.register(1 if is_read else 0)[0])
     if not p.long_mode_code:
         encoding &= 0xFFFF_FFFF
-    if _selected(p, reason, encoding) or p.words[_SS_RIGHTS] >> 5 & 3:
+    if _selected(p, reason, encoding):
         return None
-    if shadow is None or encoding & ~1 not in FIELD_POSITION or (encoding & 1 and (encoding >> 13 & 3) != 1):
-        return None  # VMfail is L0's to give: it owns the VM-instruction error
+    if p.words[_SS_RIGHTS] >> 5 & 3:
+        return p.raise_exception(Vector.GP, 0)
+    if shadow is None:
+        return _fail(p, i, _CARRY)
+    if encoding & ~1 not in p.capabilities.existing_fields or (encoding & 1 and (encoding >> 13 & 3) != 1):
+        shadow.words[_ERROR] = int(VmInstructionError.UNSUPPORTED_VMCS_COMPONENT)
+        return _fail(p, i, _ZERO)
     done = _read(p, i, shadow, encoding) if is_read else _write(p, i, shadow, encoding)
     if not done:
         return int(Action.ENTER)
     p.words[_RFLAGS] &= ~_ARITHMETIC
     p.shadow_accessed(reason, encoding)
+    return p.complete(i)
+
+
+def _fail(p: Processor, i: Instruction, flag: int) -> int:
+    """VMfailInvalid (CF) or VMfailValid (ZF)."""
+    p.words[_RFLAGS] = (p.words[_RFLAGS] & ~_ARITHMETIC) | flag
     return p.complete(i)
 
 

@@ -119,11 +119,13 @@ def _write_feature_control(vcpu: Vcpu, value: int) -> None:
     vcpu.msrs.feature_control = value
 
 
-_ARCH_CAPABILITIES = (
-    1 << 0 | 1 << 3 | 1 << 4 | 1 << 5 | 1 << 6 | 1 << 8 | 0xE000 | 1 << 20 | 1 << 24 | 1 << 26 | 1 << 27 | 1 << 62
-)
-"""Not affected by Meltdown, L1TF, SSB, MDS, page-size-change MCE, TAA, MMIO stale data, BHI, PBRSB, GDS, RFDS and ITS: no
-instruction here is executed ahead of time by guest-visible means."""
+_ARCH_CAPABILITY_BITS = {
+    "RDCL_NO": 0, "SKIP_L1DFL_VMENTRY": 3, "SSB_NO": 4, "MDS_NO": 5, "IF_PSCHANGE_MC_NO": 6, "TAA_NO": 8,
+    "SBDR_SSDP_NO": 13, "FBSDP_NO": 14, "PSDP_NO": 15, "BHI_NO": 20, "PBRSB_NO": 24, "GDS_NO": 26, "RFDS_NO": 27,
+    "ITS_NO": 62,
+}  # fmt: skip
+"""IA32_ARCH_CAPABILITIES: nothing here executes ahead of time in a way that a guest could see."""
+_ARCH_CAPABILITIES = sum(1 << bit for bit in _ARCH_CAPABILITY_BITS.values())
 
 
 def _mtrr_rows() -> dict[int, _Row]:

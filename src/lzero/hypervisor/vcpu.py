@@ -179,7 +179,7 @@ class Vcpu:
         words = self.cpu.words
         now = perf_counter_ns()
         self.recorder.record(
-            self.exits, self.parent, 0, 1, reason, 0, words[_RIP], 0, 0, 0, 0, encoding,
+            self.exits, self.parent, 0, self.level, reason, 0, words[_RIP], 0, 0, 0, 0, encoding,
             self.pc.clock.tsc(), now - self.start_ns, 0, 0,
         )  # fmt: skip
         self.exits += 1

@@ -63,6 +63,10 @@ class Clock(Protocol):
         """The guest's time-stamp counter, now."""
         ...
 
+    def set_tsc(self, value: int) -> None:
+        """Move the time-stamp counter."""
+        ...
+
     def tsc_to_ns(self, tsc: int) -> int:
         """Guest time at which the time-stamp counter reaches a value."""
         ...

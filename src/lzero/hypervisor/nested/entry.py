@@ -34,6 +34,7 @@ _BLOCKING = _P[Field.GUEST_INTERRUPTIBILITY_STATE]
 _BY_MOV_SS = 2
 _IA32E, _LOAD_EFER = int(VmEntry.IA32E_MODE_GUEST), int(VmEntry.LOAD_IA32_EFER)
 _LOAD_PAT, _LOAD_DEBUG = int(VmEntry.LOAD_IA32_PAT), int(VmEntry.LOAD_DEBUG_CONTROLS)
+_VMCS_SHADOWING = int(ProcBased2.VMCS_SHADOWING)
 _ENABLE_EPT, _TIMER_CONTROL = int(ProcBased2.ENABLE_EPT), int(PinBased.ACTIVATE_VMX_PREEMPTION_TIMER)
 _HOST_STATE = field_mask(e for e, row in VMCS_FIELDS.items() if row.kind is Kind.HOST_STATE) | field_mask(
     (Field.VM_EXIT_CONTROLS,)
@@ -127,6 +128,8 @@ def _enter(vcpu: Vcpu, state: NestedState) -> None:
     vcpu.cpu.vmptrld(state.vmcs02)
     vcpu.level = 2
     vcpu.parent = -1
+    if secondary_controls(vmcs12.words) & _VMCS_SHADOWING:
+        state.use_shadow12(vcpu)
     state.preemption_deadline = None
     if vmcs12.words[_PIN] & _TIMER_CONTROL:
         ticks = vmcs12.words[_P[Field.VMX_PREEMPTION_TIMER_VALUE]] << state.capabilities.timer_rate

@@ -65,6 +65,7 @@ def save_exit(vcpu: Vcpu, state: NestedState, exit_reason: int) -> None:
     w12[_ENTRY] = (w12[_ENTRY] & ~_IA32E) | (w02[_ENTRY] & _IA32E)
     w12[_EVENT] &= ~_VALID
     _save_timer(vcpu, state, vmcs12)
+    state.put_shadow12_back()
     _store_msrs(vcpu, vmcs12)
 
 

@@ -63,7 +63,7 @@ def _valid_address(state: NestedState, address: int) -> bool:
     return not address & 0xFFF and address < state.capabilities.physical_address_limit
 
 
-# --- VMXON, VMXOFF ---------------------------------------------------------------------------------------------
+# --- VMXON, VMXOFF -----------------------------------------------------------------------------
 
 
 def _vmxon(vcpu: Vcpu, state: NestedState, i: Instruction) -> bool:
@@ -93,7 +93,7 @@ def _vmxoff(vcpu: Vcpu, state: NestedState, i: Instruction) -> bool:
     return vm_succeed(vcpu)
 
 
-# --- VMCLEAR, VMPTRLD, VMPTRST ------------------------------------------------------------------------------------
+# --- VMCLEAR, VMPTRLD, VMPTRST -----------------------------------------------------------------
 
 
 def _vmclear(vcpu: Vcpu, state: NestedState, i: Instruction) -> bool:
@@ -136,7 +136,7 @@ def _vmptrst(vcpu: Vcpu, state: NestedState, i: Instruction) -> bool:
     return vm_succeed(vcpu)
 
 
-# --- VMREAD, VMWRITE -----------------------------------------------------------------------------------------------
+# --- VMREAD, VMWRITE ---------------------------------------------------------------------------
 
 
 def _component(vcpu: Vcpu, state: NestedState, i: Instruction, operand: int) -> int:
@@ -205,7 +205,7 @@ def write_field(vmcs12: Vmcs12, encoding: int, value: int) -> None:
     vmcs12.changed |= FIELD_BIT[encoding]
 
 
-# --- VMLAUNCH, VMRESUME, VMCALL, VMFUNC ------------------------------------------------------------------------------
+# --- VMLAUNCH, VMRESUME, VMCALL, VMFUNC --------------------------------------------------------
 
 
 def _vmlaunch(vcpu: Vcpu, state: NestedState, i: Instruction) -> bool:
@@ -220,7 +220,7 @@ def _vmcall(vcpu: Vcpu, state: NestedState, i: Instruction) -> bool:
     return vm_fail(vcpu, E.VMCALL_IN_VMX_ROOT)
 
 
-# --- INVEPT, INVVPID ---------------------------------------------------------------------------------------------------
+# --- INVEPT, INVVPID ---------------------------------------------------------------------------
 
 
 def _invalidation(vcpu: Vcpu, i: Instruction) -> tuple[int, int, int] | None:

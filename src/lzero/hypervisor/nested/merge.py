@@ -41,9 +41,7 @@ _PROC_BY_L0 = int(
     | ProcBased.INTERRUPT_WINDOW_EXITING
     | ProcBased.NMI_WINDOW_EXITING
 )
-_PROC2_BY_L0 = int(
-    ProcBased2.VMCS_SHADOWING | ProcBased2.ENABLE_PML | ProcBased2.ENABLE_VM_FUNCTIONS | ProcBased2.EPT_VIOLATION_VE
-)
+_PROC2_BY_L0 = int(ProcBased2.ENABLE_PML | ProcBased2.EPT_VIOLATION_VE)
 # Controls of L0 that hold for L2 as well.
 _PROC_FROM_L0 = int(
     ProcBased.HLT_EXITING
@@ -87,6 +85,12 @@ _COPIED = [
         Field.PLE_GAP,
         Field.PLE_WINDOW,
         Field.XSS_EXITING_BITMAP,
+        Field.VMREAD_BITMAP_ADDRESS,
+        Field.VMWRITE_BITMAP_ADDRESS,
+        Field.EOI_EXIT_BITMAP_0,
+        Field.EOI_EXIT_BITMAP_1,
+        Field.EOI_EXIT_BITMAP_2,
+        Field.EOI_EXIT_BITMAP_3,
     )
 ]
 _VPID02 = 2
@@ -120,9 +124,9 @@ def merge_controls(vcpu: Vcpu, state: NestedState) -> None:
         w02[_PROC2] &= ~int(ProcBased2.UNRESTRICTED_GUEST)
     w02[_EXIT] = w01[_EXIT] | _EXIT_OWN
     w02[_ENTRY] = (w12[_ENTRY] & ~_ENTRY_LOADS) | (w01[_ENTRY] & (_ENTRY_LOADS | int(VmEntry.LOAD_DEBUG_CONTROLS)))
+    w02[_P[Field.VM_FUNCTION_CONTROLS]] = 0  # every VMFUNC exits: L0 switches its own tables
     w02[_P[Field.VPID]] = _VPID02
     w02[_P[Field.MSR_BITMAPS_ADDRESS]] = state.bitmap02
-    w02[_P[Field.VMCS_LINK_POINTER]] = (1 << 64) - 1
     _merge_tsc(w12, w02, w01, proc2)
     _merge_ept(vcpu, state, proc2)
     vmcs02.changed = ALL_DIRTY

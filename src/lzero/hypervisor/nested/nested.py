@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lzero.cpu.checks import Failure
+from lzero.cpu.entry import eptp_valid
 from lzero.cpu.vmcs import FIELD_POSITION, Vmcs
 from lzero.hypervisor import mmio
 from lzero.hypervisor.endings import VmxAborted
 from lzero.hypervisor.nested import exit as l2_exit
-from lzero.hypervisor.nested.merge import secondary_controls
+from lzero.hypervisor.nested.ept_exits import EptExits
 from lzero.hypervisor.nested.ownership import l0_wants, l1_wants, l1_wants_exception
 from lzero.hypervisor.nested.shadow_fields import ShadowFields
 from lzero.hypervisor.nested.state import NestedState
@@ -48,11 +49,12 @@ class Nested:
         self._vcpu = vcpu
         self.state = NestedState(vcpu)
         self.last_failure: Failure | None = None
+        self._ept = EptExits(vcpu, self.state)
         self._shadow = shadow_fields
         self._shadow.install(vcpu)
         self.shadow_vmcs_allowed = self.state.capabilities.allows(ProcBased2.VMCS_SHADOWING)
 
-    # --- exits of L2 -----------------------------------------------------------------------------------------------
+    # --- exits of L2 ---------------------------------------------------------------------------
 
     def on_exit(self, exit_reason: int) -> bool | None:
         """An exit of L2: true once L1 or the nested module dealt with it, None if it is for L0's own handler."""
@@ -73,6 +75,7 @@ class Nested:
     def load_host_state(self) -> bool:
         """L1 goes on at its HOST_RIP."""
         l2_exit.load_host_state(self._vcpu, self.state)
+        self.update_shadow_vmcs()
         self._vcpu.parent = self._vcpu.exits - 1
         return self._vcpu.stop_reason is None
 
@@ -103,42 +106,35 @@ class Nested:
             words[_P[field]] = fields.get(field.name, 0)
         return self.reflect(reason)
 
-    # --- what L0 looks at first ----------------------------------------------------------------------------------------
+    # --- what L0 looks at first ----------------------------------------------------------------
 
     def _deal_with(self, reason: int) -> bool | None:
         if reason == ExitReason.EPT_VIOLATION:
-            return self._ept_violation()
+            return self._ept.violation(self)
         if reason == ExitReason.EPT_MISCONFIG:
             return mmio.access(self._vcpu, self._vcpu.cpu.vmread(Field.GUEST_PHYSICAL_ADDRESS))
+        if reason == ExitReason.VMFUNC:
+            return self._vmfunc()
         return True  # the host's interrupt or L0's timer: prepare_entry sees what is due
 
-    def _ept_violation(self) -> bool | None:
-        vmcs12 = self.state.vmcs12
+    def _vmfunc(self) -> bool:
+        """EPTP switching on the tables of L0; anything else exits to L1 (26.5.6)."""
+        vcpu, vmcs12 = self._vcpu, self.state.vmcs12
         assert vmcs12 is not None
-        proc2 = secondary_controls(vmcs12.words)
-        if not proc2 & ProcBased2.ENABLE_EPT:
-            return None
-        words = self.state.vmcs02.words
-        qualification, address = words[_P[Field.EXIT_QUALIFICATION]], words[_P[Field.GUEST_PHYSICAL_ADDRESS]]
-        eptp, mbec = vmcs12.words[_EPTP], bool(proc2 & ProcBased2.MODE_BASED_EXECUTE_CONTROL_FOR_EPT)
-        access = qualification & 7
-        if not qualification & 0x100 and eptp & 0x40:
-            access |= 2  # with accessed and dirty flags, walks write (29.3.3.2)
-        user = bool(qualification & 0x200)
-        found = self.state.ept.walk(eptp, address, access, mbec=mbec, user=user)
-        if found.outcome == "misconfiguration":
-            words[_P[Field.EXIT_QUALIFICATION]] = 0
-            return self.reflect(ExitReason.EPT_MISCONFIG)
-        if found.outcome == "violation":
-            rights = (found.rights & 7) << 3 | (0x40 if mbec and found.rights & 0x400 else 0)
-            words[_P[Field.EXIT_QUALIFICATION]] = (qualification & ~0x7F) | access | rights
-            return self.reflect(ExitReason.EPT_VIOLATION)
-        if not self._vcpu.pc.memory.contains(found.address & ~0xFFF, 4096):
-            return mmio.access(self._vcpu, found.address)
-        self.state.ept.fill(eptp, address, found, mbec=mbec)
-        return True
+        words, gpr = vmcs12.words, vcpu.cpu.gpr
+        index = gpr[1] & 0xFFFF_FFFF
+        enabled = words[_P[Field.VM_FUNCTION_CONTROLS]] & 1
+        if gpr[0] & 0xFFFF_FFFF or not enabled or index >= 512:
+            return self.reflect(ExitReason.VMFUNC)
+        eptp = self.state.memory.read_u64(words[_P[Field.EPTP_LIST_ADDRESS]] + 8 * index)
+        if not eptp_valid(eptp, self.state.capabilities):
+            return self.reflect(ExitReason.VMFUNC)
+        words[_EPTP] = eptp
+        words[_P[Field.EPTP_INDEX]] = index
+        vcpu.cpu.vmwrite(Field.EPT_POINTER, self.state.ept.tables(eptp).pointer)
+        return vcpu.skip_instruction()
 
-    # --- before L2 runs ---------------------------------------------------------------------------------------------------
+    # --- before L2 runs ------------------------------------------------------------------------
 
     def prepare_entry(self, deadline: int | None, now: int) -> int | None:
         """Interrupts and timers that concern L2; the guest time in ns at which L0 wants control back, if any."""
@@ -190,7 +186,7 @@ class Nested:
             info = _VALID | self._vcpu.pc.acknowledge_interrupt()
         self._synthesize(ExitReason.EXTERNAL_INTERRUPT, VM_EXIT_INTERRUPTION_INFORMATION=info)
 
-    # --- exceptions that L0 raises in L2 -----------------------------------------------------------------------------------
+    # --- exceptions that L0 raises in L2 -------------------------------------------------------
 
     def takes_exception(self, vector: int, error_code: int | None) -> bool:
         """L1 intercepts this exception of L2, which L0 raises: true once it was given to L1."""
@@ -206,7 +202,7 @@ class Nested:
         )
         return True
 
-    # --- VMCS shadowing -----------------------------------------------------------------------------------------------------
+    # --- VMCS shadowing ------------------------------------------------------------------------
 
     def update_shadow_vmcs(self) -> None:
         """The current VMCS of L1 changed."""

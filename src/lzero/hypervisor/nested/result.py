@@ -42,8 +42,7 @@ def vm_fail_valid(vcpu: Vcpu, error: int) -> bool:
 
 
 def vm_fail(vcpu: Vcpu, error: int) -> bool:
-    """VMfailValid with a current VMCS, else VMfailInvalid. A shadow VMCS takes no error number."""
-    vmcs12 = vcpu.nested.state.vmcs12
-    if vmcs12 is None or vmcs12.is_shadow:
+    """VMfailValid with a current VMCS, else VMfailInvalid."""
+    if vcpu.nested.state.vmcs12 is None:
         return vm_fail_invalid(vcpu)
     return vm_fail_valid(vcpu, error)

@@ -29,13 +29,15 @@ _CACHED = 16
 class EptWalk:
     """What L1's tables say about an access.
 
-    ``outcome`` is "mapped", "violation" or "misconfiguration"; ``rights`` the AND of the entries' low bits.
+    ``outcome`` is "mapped", "violation", "misconfiguration" or, with page-modification logging, "log full"; ``rights``
+    the AND of the entries' low bits. ``dirtied``: this access set the dirty flag of the page.
     """
 
     outcome: str
     address: int
     rights: int
     suppress_ve: bool = False
+    dirtied: bool = False
 
 
 class ShadowEpt:
@@ -69,7 +71,9 @@ class ShadowEpt:
             if eptp12 is None or (pointer ^ eptp12) & _ADDRESS == 0:
                 tables.clear()
 
-    def walk(self, eptp12: int, address: int, access: int, *, mbec: bool = False, user: bool = False) -> EptWalk:
+    def walk(
+        self, eptp12: int, address: int, access: int, *, mbec: bool = False, user: bool = False, log_full: bool = False
+    ) -> EptWalk:
         """Look an L2 address up in L1's tables as the processor would, setting accessed and dirty flags.
 
         Parameters
@@ -80,6 +84,8 @@ class ShadowEpt:
             1 read, 2 write, 4 fetch, or a sum of them.
         mbec, user:
             Mode-based execute control is on; the fetch is from a user-mode linear address.
+        log_full:
+            Page-modification logging is on and the log has no room: no dirty flag may be set.
         """
         flags = bool(eptp12 & 0x40)
         wanted = _USER_EXECUTE if mbec and user and access == 4 else access
@@ -98,12 +104,16 @@ class ShadowEpt:
             if leaf:
                 if rights & wanted != wanted:
                     return EptWalk("violation", 0, rights, bool(entry >> 63))
+                dirtied = flags and bool(access & _WRITE) and not entry & _DIRTY
+                if dirtied and log_full:
+                    return EptWalk("log full", 0, rights)
                 if flags:
                     self._mark(visited, write=bool(access & _WRITE))
                 offset = (1 << shift) - 1
                 dirty = not flags or access & _WRITE or entry & _DIRTY
                 allowed = rights if dirty else rights & ~_WRITE
-                return EptWalk("mapped", entry & _ADDRESS & ~offset | address & offset, allowed)
+                physical = entry & _ADDRESS & ~offset | address & offset
+                return EptWalk("mapped", physical, allowed, dirtied=dirtied)
             table = entry & _ADDRESS
         raise AssertionError("the last level is a leaf")
 

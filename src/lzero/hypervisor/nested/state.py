@@ -6,15 +6,18 @@ from typing import TYPE_CHECKING
 
 from lzero.cpu.entry import EntryChecker
 from lzero.cpu.memory import PhysicalMemory
-from lzero.cpu.vmcs import Vmcs
+from lzero.cpu.vmcs import FIELD_POSITION, Vmcs
 from lzero.hypervisor.features import NESTED
 from lzero.hypervisor.nested.shadow_ept import ShadowEpt
 from lzero.hypervisor.nested.vmcs12 import NO_VMCS, Vmcs12
+from lzero.sdm.vmcs_fields import Field
 
 if TYPE_CHECKING:
     from lzero.hypervisor.vcpu import Vcpu
 
 __all__ = ["NestedState"]
+
+_LINK = FIELD_POSITION[Field.VMCS_LINK_POINTER]
 
 
 class NestedState:
@@ -30,6 +33,8 @@ class NestedState:
         What L2 runs under.
     host_image, host_image_for:
         vmcs01's guest-state area as a VM exit to L1 leaves it, and whose host state that is.
+    shadow12:
+        The shadow VMCS that L2 accesses, if L1 uses VMCS shadowing.
     preemption_deadline:
         Guest time in ns at which L1's preemption timer for L2 runs out, None if it is not active.
     """
@@ -44,6 +49,7 @@ class NestedState:
         self.merged_for: Vmcs12 | None = None
         self.host_image: list[memoryview] | None = None
         self.host_image_for: Vmcs12 | None = None
+        self.shadow12: Vmcs12 | None = None
         self.preemption_deadline: int | None = None
         self.inherited = (0, 0, 0, 0)
         self.ept = ShadowEpt(vcpu)
@@ -73,3 +79,16 @@ class NestedState:
             self._bitmap02 = wanted
             for offset, value in wanted.items():
                 self.memory.write(self.bitmap02 + offset, bytes([value]))
+
+    def use_shadow12(self, vcpu: Vcpu) -> None:
+        """L2 accesses the VMCS that vmcs12's link pointer refers to."""
+        assert self.vmcs12 is not None
+        link = self.vmcs12.words[_LINK]
+        self.shadow12 = Vmcs12(self.memory, link) if link != NO_VMCS else None
+        vcpu.cpu.shadow_vmcs = self.shadow12
+
+    def put_shadow12_back(self) -> None:
+        """L2 stopped: L1 may look at its shadow VMCS."""
+        if self.shadow12 is not None:
+            self.shadow12.write_back()
+            self.shadow12 = None
