@@ -244,6 +244,7 @@ class Guest:
         for vector in range(256):
             self.gate(vector, HANDLERS + HANDLER_SIZE * vector, rights=0xEE if vector in (3, 4, 0x80) else 0x8E)
             self.write(HANDLERS + HANDLER_SIZE * vector, VMCALL)
+        self.write(TSS + 102, struct.pack("<H", 0x68))  # no I/O permission bitmap
         if self.mode.efer & Efer.LMA:
             self.write_u64(TSS + 4, STACK)
         else:

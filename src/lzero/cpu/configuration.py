@@ -69,6 +69,7 @@ class Configuration:
 
 def _features(words: memoryview, proc: int, proc2: int) -> dict[str, int]:
     use_ept = bool(proc2 & ProcBased2.ENABLE_EPT)
+    scaling = proc & ProcBased.USE_TSC_OFFSETTING and proc2 & ProcBased2.USE_TSC_SCALING
     return {
         "eptp": words[_P[Field.EPT_POINTER]] if use_ept else 0,
         "mbec": int(use_ept and bool(proc2 & ProcBased2.MODE_BASED_EXECUTE_CONTROL_FOR_EPT)),
@@ -76,7 +77,7 @@ def _features(words: memoryview, proc: int, proc2: int) -> dict[str, int]:
         "apic_access": words[_P[Field.APIC_ACCESS_ADDRESS]] if proc2 & ProcBased2.VIRTUALIZE_APIC_ACCESSES else 0,
         "msr_bitmap": words[_P[Field.MSR_BITMAPS_ADDRESS]] if proc & ProcBased.USE_MSR_BITMAPS else NO_BITMAP,
         "tsc_offset": words[_P[Field.TSC_OFFSET]] if proc & ProcBased.USE_TSC_OFFSETTING else 0,
-        "tsc_multiplier": words[_P[Field.TSC_MULTIPLIER]] if proc2 & ProcBased2.USE_TSC_SCALING else 1 << 48,
+        "tsc_multiplier": words[_P[Field.TSC_MULTIPLIER]] if scaling else 1 << 48,
     }
 
 

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
+from iced_x86 import Register
+
 from lzero.cpu import control_registers
 from lzero.cpu.engine import Action, Trap
 from lzero.cpu.instruction import Instruction, Mnemonic
@@ -32,6 +34,8 @@ _BLOCKING = FIELD_POSITION[Field.GUEST_INTERRUPTIBILITY_STATE]
 _ACTIVITY = FIELD_POSITION[Field.GUEST_ACTIVITY_STATE]
 _PENDING_DEBUG = FIELD_POSITION[Field.GUEST_PENDING_DEBUG_EXCEPTIONS]
 _VALID = 1 << 31
+_BD = 1 << 13
+_DEBUG_REGISTERS = {getattr(Register, f"DR{n}"): n for n in range(8)}
 _ENTER = int(Action.ENTER)
 
 # Instructions that the engine does not know and that always exit in VMX non-root operation, whatever CPL (26.1.2).
@@ -182,8 +186,10 @@ def xsetbv(p: Processor) -> int:
 
 
 def move_dr(p: Processor, number: int, *, from_dr: bool) -> int:
-    """MOV DR under MOV-DR exiting."""
+    """MOV DR under MOV-DR exiting, or with DR7.GD set (3B 17.2.4)."""
     i = p.instruction()
+    if not p.configuration.proc & ProcBased.MOV_DR_EXITING:
+        return p.raise_debug(_BD)
     general = i.register(0 if from_dr else 1)[0]
     return p.instruction_exit(ExitReason.DR_ACCESS, i, number | (0x10 if from_dr else 0) | general << 8)
 
@@ -268,10 +274,23 @@ def exception(p: Processor, vector: int) -> int:
     if vector == Vector.PF:
         qualification = p.fault_address()
     elif vector == Vector.DB:
-        qualification = p.take_dr6()
+        qualification, error = error, 0
+    elif vector == Vector.GP and p.configuration.proc & ProcBased.MOV_DR_EXITING and not p.delivering:
+        return _general_protection(p, error)
     return p.vm_exit(
         ExitReason.EXCEPTION_NMI, qualification, interruption=info, interruption_error=error if has_error else 0
     )
+
+
+def _general_protection(p: Processor, error: int) -> int:
+    """#GP under MOV-DR exiting: MOV DR exits before its privilege is checked (26.1.3)."""
+    i = p.try_instruction()
+    if i is not None and i.mnemonic == Mnemonic.MOV:
+        for operand in range(i.raw.op_count):
+            number = _DEBUG_REGISTERS.get(i.raw.op_register(operand))
+            if number is not None:
+                return move_dr(p, number, from_dr=operand == 1)
+    return p.raise_exception(Vector.GP, error)
 
 
 def software_exception(p: Processor) -> int:

@@ -20,11 +20,13 @@ from lzero.cpu.instruction import Instruction, InstructionCache, Mnemonic
 from lzero.cpu.instruction_information import instruction_information
 from lzero.cpu.memory import PhysicalMemory
 from lzero.cpu.shadow import shadow_access
+from lzero.cpu.string_io import access_absent_port
 from lzero.cpu.virtual_apic import VirtualApic
 from lzero.cpu.vmcs import CONTROL_FIELDS, FIELD_POSITION, WRITE_PLAN, Vmcs
 from lzero.errors import EngineError, GuestFault
 from lzero.sdm.capabilities import VmxCapabilities
 from lzero.sdm.controls import PinBased, ProcBased, ProcBased2, VmEntry, VmExit
+from lzero.sdm.exceptions import Vector
 from lzero.sdm.exit_reasons import ExitReason
 from lzero.sdm.registers import Cr4, Efer
 from lzero.sdm.vmcs_fields import Field
@@ -47,11 +49,14 @@ _ACTIVITY, _BLOCKING = _P[Field.GUEST_ACTIVITY_STATE], _P[Field.GUEST_INTERRUPTI
 _TIMER = _P[Field.VMX_PREEMPTION_TIMER_VALUE]
 _EFER, _CS_RIGHTS = _P[Field.GUEST_IA32_EFER], _P[Field.GUEST_CS_ACCESS_RIGHTS]
 _SEGMENT_BASE = [_P[Field.GUEST_ES_BASE] + n for n in range(6)]
+_DR7 = _P[Field.GUEST_DR7]
+_GD = 1 << 13
 _VALID = 1 << 31
 _M64 = (1 << 64) - 1
 _STOP, _ENTER = int(Action.STOP), int(Action.ENTER)
 _TIMER_SHIFT = 5
 _GUEST_MODE_FIELDS = field_mask((Field.GUEST_CR0, Field.GUEST_CR4, Field.GUEST_IA32_EFER))
+_ENABLE_EPT = int(ProcBased2.ENABLE_EPT)
 _IA32E_MODE = int(VmEntry.IA32E_MODE_GUEST)
 # Plain integers: an operation on a flag enumeration costs more than the rest of a VM exit's bookkeeping.
 _VPID, _ENABLE_VPID = _P[Field.VPID], int(ProcBased2.ENABLE_VPID)
@@ -218,10 +223,19 @@ class Processor:
             slots[slot["entry_length"]] = words[_ENTRY_LENGTH]
             words[_ENTRY_EVENT] = event & ~_VALID
             words[_ACTIVITY] = 0
+        if not self.configuration.proc2 & _ENABLE_EPT:
+            self._load_pdptes_from_memory()
         self._arm_timer()
         if words[_ACTIVITY]:
             return self._halted()
         return _ENTER
+
+    def _load_pdptes_from_memory(self) -> None:
+        """Without EPT, PAE paging starts from the PDPTEs that CR3 refers to (27.3.2.4)."""
+        words = self.words
+        cr0, cr4 = words[_P[Field.GUEST_CR0]], words[_P[Field.GUEST_CR4]]
+        if cr0 >> 31 and cr4 & Cr4.PAE and not words[_EFER] & Efer.LMA:
+            self.load_pdptes(words[_P[Field.GUEST_CR3]])
 
     def _entry_failed(self, failure: Failure) -> int:
         self.last_failure = failure
@@ -506,9 +520,19 @@ class Processor:
         """Linear address of an intercepted page fault; CR2 keeps its value."""
         return self._slots[self._slot["fault_address"]]
 
-    def take_dr6(self) -> int:
-        """Exit qualification of a debug exception: what DR6 would get (SDM 3C table 28-1)."""
-        return self.engine.state[self.engine.word("dr6")] & 0x600F
+    @property
+    def delivering(self) -> bool:
+        """Whether an event is being delivered."""
+        return bool(self._slots[self._delivering])
+
+    def raise_debug(self, causes: int) -> int:
+        """Raise #DB at RIP: a VM exit that leaves DR6 and DR7 alone, or delivery that notes the causes in DR6."""
+        if self.words[_P[Field.EXCEPTION_BITMAP]] >> Vector.DB & 1:
+            return self.vm_exit(ExitReason.EXCEPTION_NMI, causes, interruption=_VALID | 3 << 8 | Vector.DB)
+        state, dr6 = self.engine.state, self.engine.word("dr6")
+        state[dr6] = (state[dr6] & ~0xF) | causes
+        self.words[_DR7] &= ~_GD
+        return self.raise_exception(Vector.DB)
 
     def clear_kick(self) -> None:
         """The request was seen."""
@@ -555,8 +579,11 @@ class Processor:
 
     def unintercepted_port(self, i: Instruction, qualification: int) -> int:
         """A port access without exit goes to the bus of the processor itself, where nothing answers."""
-        if qualification & 8 and not i.raw.is_string_instruction:
-            self.set_gpr(0, _M64, (qualification & 7) + 1)
+        is_in, size = bool(qualification & 8), (qualification & 7) + 1
+        if i.raw.is_string_instruction:
+            return access_absent_port(self, i, size, is_in=is_in)
+        if is_in:
+            self.set_gpr(0, _M64, size)
         return self.complete(i)
 
     def vmx_instruction_defined(self, i: Instruction) -> bool:

@@ -49,7 +49,7 @@ struct lz_machine {
     uint64_t int_eip;
     uint8_t *code_pages;
     uint64_t code_page_count, last_store_page;
-    uint64_t loaded_space;
+    uint64_t loaded_space, dr6_before;
     uint64_t loaded_cr0, loaded_cr3, loaded_cr4, loaded_efer;
 };
 
@@ -86,6 +86,7 @@ enum lz_trap_code {
 /* QEMU's hflags, checked by the self-test at start. */
 enum { HF_CPL = 3, HF_INHIBIT_IRQ = 1 << 3, HF_TF = 1 << 8, HF_LMA = 1 << 14, HF_CS64 = 1 << 15, HF_CS32 = 1 << 4, HF_GUEST = 1 << 21,
        HF_SMAP = 1 << 23, HF2_GIF = 1 << 0, HF2_NMI = 1 << 2 };
+enum { DR6_CAUSES = 0x600f, DR7_GD = 0x2000 };
 enum { LZ_REQUEST = 2 /* CPU_INTERRUPT_HARD: a bit that no other part of the engine sets by itself */ };
 enum { CC_MASK = 0x8d5, CC_OP_EFLAGS = 1 };
 
@@ -108,7 +109,9 @@ enum { CC_MASK = 0x8d5, CC_OP_EFLAGS = 1 };
     X(uint32_t, x86_ldl_phys, void *, uint64_t) X(void, x86_stl_phys, void *, uint64_t, uint32_t) \
     X(void, tlb_set_dirty, void *, uint64_t) X(void, tb_invalidate_phys_page_fast, void *, void *, uint64_t, int, uintptr_t) \
     X(void, tlb_protect_code, void *, uint64_t) X(void, tlb_unprotect_code, void *, uint64_t) \
-    X(uint64_t, qemu_ram_addr_from_host, void *, void *) X(void, tb_invalidate_phys_range, void *, uint64_t, uint64_t)
+    X(void, cpu_x86_update_dr7, void *, uint32_t) X(void, breakpoint_handler, void *) \
+    X(void, helper_bpt_io, void *, uint32_t, uint32_t, uint64_t) \
+    X(void, helper_wrmsr, void *) X(uint64_t, qemu_ram_addr_from_host, void *, void *) X(void, tb_invalidate_phys_range, void *, uint64_t, uint64_t)
 
 struct lz_originals {
 #define X(result, name, ...) result (*name)(__VA_ARGS__);

@@ -134,7 +134,8 @@ void lz_load_guest(struct lz_machine *m)
     m->s.pdpte1 = v[V_GUEST_PDPTE1];
     m->s.pdpte2 = v[V_GUEST_PDPTE2];
     m->s.pdpte3 = v[V_GUEST_PDPTE3];
-    E64(dr7) = v[V_GUEST_DR7];
+    if (E64(dr7) != v[V_GUEST_DR7])
+        lz_engine.cpu_x86_update_dr7(m->env, (uint32_t)v[V_GUEST_DR7]);
     REG(4) = v[V_GUEST_RSP];
     E64(eip) = v[V_GUEST_RIP];
     lz_write_rflags(m, v[V_GUEST_RFLAGS]);

@@ -236,16 +236,18 @@ static bool intercepted(struct lz_machine *m, uint32_t type, uint64_t param)
         return m->s.cr_read >> type & 1;
     if (type < 0x20)
         return m->s.cr_write >> (type - 0x10) & 1;
-    if (type < 0x30)
-        return m->s.dr_read >> (type & 7) & 1;
-    if (type < 0x40)
-        return m->s.dr_write >> (type & 7) & 1;
+    if (type < 0x40) {
+        uint64_t exiting = type < 0x30 ? m->s.dr_read : m->s.dr_write;
+        return (exiting >> (type & 7) & 1) || (E64(dr7) & DR7_GD);
+    }
     if (type < 0x60) {
         uint32_t vector = type - TRAP_EXCEPTION;
         if (vector == 6)
             return true; /* instructions the engine does not know, the VMX ones among them */
         if (vector == 14 || vector > 31)
             return false; /* decided where the page fault was found */
+        if (vector == 13 && m->s.dr_read && !m->in_delivery)
+            return true; /* MOV DR exits before its privilege check: SDM 3C 26.1.3 */
         return lz_exception_exits(m, vector, (uint32_t)param);
     }
     if (type == TRAP_SOFTWARE_INTERRUPT) {
@@ -259,6 +261,17 @@ static bool intercepted(struct lz_machine *m, uint32_t type, uint64_t param)
     return true;
 }
 
+/* The causes of a debug exception. A VM exit leaves DR6 alone (SDM 3C 28.1); delivery adds them and clears DR7.GD. */
+static uint64_t take_debug_causes(struct lz_machine *m, bool exits)
+{
+    uint64_t causes = E64(dr6) & DR6_CAUSES;
+    if (exits)
+        E64(dr6) = m->dr6_before;
+    else
+        E64(dr6) |= m->dr6_before & DR6_CAUSES & ~0xfull;
+    return causes;
+}
+
 void cpu_svm_check_intercept_param_x86_64(void *env, uint32_t type, uint64_t param, uintptr_t retaddr)
 {
     struct lz_machine *m = lz_of_env(env);
@@ -268,14 +281,46 @@ void cpu_svm_check_intercept_param_x86_64(void *env, uint32_t type, uint64_t par
     }
     if (type == TRAP_EXCEPTION + 14)
         return;
-    if (intercepted(m, type, param))
+    bool exits = intercepted(m, type, param);
+    if (type == TRAP_EXCEPTION + 1)
+        param = take_debug_causes(m, exits);
+    if (exits)
         lz_leave(m, type, param, retaddr);
+}
+
+/* The engine is about to note the causes of a debug exception in DR6. */
+static void expect_debug_causes(struct lz_machine *m)
+{
+    m->dr6_before = E64(dr6);
+    E64(dr6) &= ~(uint64_t)DR6_CAUSES;
+}
+
+void breakpoint_handler_x86_64(void *cpu)
+{
+    struct lz_machine *m = lz_of_cpu(cpu);
+    if (m)
+        expect_debug_causes(m);
+    lz_engine.breakpoint_handler(cpu);
+    if (m)
+        E64(dr6) = m->dr6_before;
+}
+
+void helper_bpt_io_x86_64(void *env, uint32_t port, uint32_t size, uint64_t next)
+{
+    struct lz_machine *m = lz_of_env(env);
+    if (m)
+        expect_debug_causes(m);
+    lz_engine.helper_bpt_io(env, port, size, next);
+    if (m)
+        E64(dr6) = m->dr6_before;
 }
 
 void helper_single_step_x86_64(void *env)
 {
     struct lz_machine *m = lz_of_env(env);
     if (!m || !(m->stepping || m->s.mtf)) {
+        if (m)
+            expect_debug_causes(m);
         lz_engine.helper_single_step(env);
         return;
     }
@@ -283,6 +328,7 @@ void helper_single_step_x86_64(void *env)
         lz_leave(m, TRAP_MTF, 0, 0);
     m->stepping = false;
     if (E64(eflags) & HF_TF) {
+        expect_debug_causes(m);
         lz_engine.helper_single_step(env);
         return;
     }
@@ -340,6 +386,26 @@ void helper_write_crN_x86_64(void *env, int reg, uint64_t value)
         return;
     }
     lz_leave(m, TRAP_CR_WRITE + (uint32_t)reg, value, LZ_RETADDR);
+}
+
+static bool holds_address(uint32_t msr)
+{
+    return msr == 0x175 || msr == 0x176 || msr == 0xc0000082u || msr == 0xc0000083u ||
+           (msr >= 0xc0000100u && msr <= 0xc0000102u);
+}
+
+/* WRMSR that does not exit: the engine does not check addresses for being canonical. */
+void helper_wrmsr_x86_64(void *env)
+{
+    struct lz_machine *m = lz_of_env(env);
+    if (m && holds_address((uint32_t)REG(1))) {
+        cpu_svm_check_intercept_param_x86_64(env, TRAP_MSR, 1, LZ_RETADDR);
+        int64_t value = (int64_t)(REG(2) << 32 | (uint32_t)REG(0));
+        if (value >> 47 != 0 && value >> 47 != -1)
+            lz_engine.raise_exception_err_ra(env, 13, 0, LZ_RETADDR);
+    }
+    /* The call must be a jump, as in helper_check_exit_request. */
+    lz_engine.helper_wrmsr(env);
 }
 
 uint64_t helper_rdrand_x86_64(void *env)
