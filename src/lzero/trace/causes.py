@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from lzero.trace.frames import collect
 from lzero.trace.names import field_name, reason_name
 
 if TYPE_CHECKING:
@@ -187,9 +188,9 @@ def _slices(inputs: Iterator[pl.LazyFrame]) -> Iterator[pl.DataFrame]:
     import polars as pl
 
     for frame in inputs:
-        rows = frame.select(pl.len()).collect().item()
+        rows = collect(frame.select(pl.len())).item()
         for offset in range(0, rows, _SLICE):
-            yield frame.select(_COLUMNS).slice(offset, _SLICE).collect()
+            yield collect(frame.select(_COLUMNS).slice(offset, _SLICE))
 
 
 def _count_l2(found: dict[int, Cause], part: pl.DataFrame) -> None:

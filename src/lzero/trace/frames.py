@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lzero.errors import UsageError
+from lzero.errors import TraceFormatError, UsageError
 from lzero.trace.load import open_recording
 from lzero.trace.readers.events import Diagnosis
 from lzero.trace.schema import numpy_dtype
@@ -18,7 +18,7 @@ from lzero.trace.store import is_store, open_trace, part_files, to_frame
 if TYPE_CHECKING:
     import polars as pl
 
-__all__ = ["counts_of", "frames", "input_files", "merged_query"]
+__all__ = ["collect", "counts_of", "frames", "input_files", "merged_query"]
 
 _COMPACT = 32  # partial results kept before they are merged
 
@@ -92,6 +92,22 @@ def counts_of(name: str) -> bool:
     return recording.counts_only
 
 
+def collect(frame: pl.LazyFrame, *, streaming: bool = False) -> pl.DataFrame:
+    """The result of a query.
+
+    Raises
+    ------
+    TraceFormatError
+        A stored file turns out to be damaged behind its header.
+    """
+    import polars as pl
+
+    try:
+        return frame.collect(engine="streaming" if streaming else "auto")
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise TraceFormatError(f"a stored trace is damaged: {error}") from error
+
+
 def merged_query(
     inputs: Iterator[pl.LazyFrame],
     query: Callable[[pl.LazyFrame], pl.LazyFrame],
@@ -103,7 +119,7 @@ def merged_query(
 
     parts: list[pl.DataFrame] = []
     for frame in inputs:
-        parts.append(query(frame).collect(engine="streaming"))
+        parts.append(collect(query(frame), streaming=True))
         if len(parts) > _COMPACT:
             parts = [pl.concat(parts).group_by(keys).agg(merge)]
     if not parts:

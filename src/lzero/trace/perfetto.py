@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from lzero.trace.frames import collect
 from lzero.trace.names import field_name, reason_name
 from lzero.trace.schema import HandledBy
 
@@ -59,9 +60,9 @@ def _rows(inputs: Iterator[pl.LazyFrame]) -> Iterator[dict[str, Any]]:
     import polars as pl
 
     for frame in inputs:
-        rows = frame.select(pl.len()).collect().item()
+        rows = collect(frame.select(pl.len())).item()
         for offset in range(0, rows, _SLICE):
-            part = frame.slice(offset, _SLICE).filter(pl.col("handled_by") != int(HandledBy.PROCESSOR)).collect()
+            part = collect(frame.slice(offset, _SLICE).filter(pl.col("handled_by") != int(HandledBy.PROCESSOR)))
             yield from part.iter_rows(named=True)
 
 

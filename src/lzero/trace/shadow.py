@@ -36,6 +36,7 @@ __all__ = [
 
 _VMREAD = 23
 _VMWRITE = 25
+_RARE = 0.01  # accesses per L2 exit under which an unplanned field is not listed
 _HIGH_HALF = 1  # bit 0 of a field encoding: the access is to the high 32 bits of a 64-bit field (SDM 25.11.2)
 
 
@@ -241,14 +242,18 @@ def plan_shadow(aggregates: Aggregates, costs: Costs) -> ShadowPlan:
     return ShadowPlan(tuple(uses), chosen, kvm_set(), syncs, costs)
 
 
+def _rate(plan: ShadowPlan, use: FieldUse) -> float:
+    return (use.reads + use.writes) / plan.syncs if plan.syncs else float("inf")
+
+
 def plan_table(plan: ShadowPlan) -> str:
     """The plan as text: each field's use, choice and gain, then totals against KVM's own set."""
-    width = max(len(field_name(use.encoding)) for use in plan.uses)
+    shown = [use for use in plan.uses if plan.chosen.mode(use.encoding) is not Mode.NONE or _rate(plan, use) >= _RARE]
+    width = max([20, *(len(field_name(use.encoding)) for use in shown)])
     lines = [f"{'field':<{width}} {'VMREADs':>10} {'VMWRITEs':>10} {'per L2 exit':>12} {'planned':>11} {'KVM':>11}"]
-    for use in plan.uses:
-        rate = (use.reads + use.writes) / plan.syncs if plan.syncs else float("inf")
+    for use in shown:
         lines.append(
-            f"{field_name(use.encoding):<{width}} {use.reads:>10} {use.writes:>10} {rate:>12.2f} "
+            f"{field_name(use.encoding):<{width}} {use.reads:>10} {use.writes:>10} {_rate(plan, use):>12.2f} "
             f"{plan.chosen.mode(use.encoding).value:>11} {plan.kvm.mode(use.encoding).value:>11}"
         )
     lines += [

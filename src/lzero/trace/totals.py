@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from lzero.trace.aggregates import Aggregates, add_rows
-from lzero.trace.frames import counts_of, frames
+from lzero.trace.frames import collect, counts_of, frames
 from lzero.trace.load import open_recording
 from lzero.trace.readers.events import Diagnosis
 from lzero.trace.schema import numpy_dtype
@@ -47,9 +47,9 @@ def _add(aggregates: Aggregates, frame: pl.LazyFrame) -> None:
     import numpy as np
     import polars as pl
 
-    rows = frame.select(pl.len()).collect().item()
+    rows = collect(frame.select(pl.len())).item()
     for offset in range(0, rows, _SLICE):
-        part = frame.select(_NEEDED).slice(offset, _SLICE).collect()
+        part = collect(frame.select(_NEEDED).slice(offset, _SLICE))
         batch = np.zeros(part.height, dtype=numpy_dtype())
         for column in _NEEDED:
             batch[column] = part[column].to_numpy()

@@ -35,7 +35,12 @@ _COUNT_COLUMNS: Final = ("count", "samples", "exits", "total", "number")
 
 def read_counts(kind: Kind, stream: BinaryIO, diagnosis: Diagnosis) -> Aggregates:
     """Totals of a counts-only recording. Lines that are no counts are located in `diagnosis`."""
-    raw = stream.read(_LIMIT)
+    raw = b""
+    try:
+        while len(raw) < _LIMIT and (piece := stream.read(1 << 20)):
+            raw += piece
+    except OSError as error:
+        diagnosis.problem("unreadable input", f"offset {len(raw):#x}", f"cannot read on: {error}")
     text = raw.decode("utf-8-sig", "replace")
     aggregates = Aggregates()
     if kind is Kind.CSV:

@@ -7,6 +7,7 @@ import io
 import lzma
 import re
 import sys
+import zlib
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -93,6 +94,10 @@ def open_input(name: str) -> Input:
     peeked = _Peeked(stream)
     head = peeked.head(_HEAD, live=live)
     kind = detect(head)
+    if kind is Kind.EMPTY and peeked.damage is not None:
+        peeked.close()
+        raw.close()
+        raise TraceFormatError(f"{name}: {peeked.damage}")
     if kind is None:
         peeked.close()
         raw.close()
@@ -157,11 +162,16 @@ class _Peeked(io.RawIOBase):
         super().__init__()
         self._stream = stream
         self._head = b""
+        self.damage: OSError | None = None
 
     def head(self, size: int, *, live: bool) -> bytes:
         """Up to `size` first bytes; of a live pipe, what comes until there are a few lines."""
         while len(self._head) < size:
-            piece = self._read(size - len(self._head))
+            try:
+                piece = self._read(size - len(self._head))
+            except OSError as error:
+                self.damage = error  # what came before is kept; reading on meets the damage again and locates it
+                break
             self._head += piece
             if not piece or live and (detect(self._head) is not None and b"\n" in self._head):
                 break
@@ -171,7 +181,7 @@ class _Peeked(io.RawIOBase):
         read = getattr(self._stream, "read1", self._stream.read)
         try:
             return cast("bytes", read(size))
-        except (EOFError, lzma.LZMAError, OSError) as error:
+        except (EOFError, lzma.LZMAError, zlib.error, OSError) as error:
             raise OSError(f"damaged or cut compressed data: {error}") from error
         except Exception as error:
             # zstandard's error type is known only after importing it; everything it raises on bad data is a ZstdError.
