@@ -111,6 +111,25 @@ def test_a_flood_of_input_waits_outside_the_fifo(board: Board) -> None:
     assert board.pc.serial.input_waiting == 0
 
 
+def test_a_driver_that_starts_loses_no_piped_input(board: Board) -> None:
+    text = b"typed before anybody listened"
+    board.pc.feed_console(text)
+    board.outb(FCR, 1)
+    board.outb(FCR, 7)
+    board.outb(FCR, 0)
+    board.outb(MCR, 0x18)  # a probe in loopback
+    board.outb(DATA, 0x55)
+    assert board.inb(DATA) == 0x55
+    board.outb(MCR, 0)
+    assert not board.inb(LSR) & 1  # held back: no RTS
+    board.outb(FCR, 7)
+    board.outb(MCR, 0x0B)
+    received = bytearray()
+    while board.inb(LSR) & 1:
+        received.append(board.inb(DATA))
+    assert received == text
+
+
 def test_overrun_in_loopback_is_reported_once_and_outranks_the_rest(board: Board) -> None:
     board.outb(MCR, 0x18)
     board.outb(IER, 5)

@@ -97,6 +97,8 @@ class Iir(IntEnum):
 
 TRIGGER_LEVELS = (1, 4, 8, 14)
 """Receiver FIFO trigger level by FCR bits 7:6."""
+LOOPED = 0x100
+"""Marks a character in the FIFO that came by loopback, not over the line."""
 FCR_ENABLE, FCR_CLEAR_RECEIVER, FCR_CLEAR_TRANSMITTER = 1, 2, 4
 IIR_FIFOS_ENABLED = 0xC0
 MCR_WRITABLE = 0x1F
@@ -140,6 +142,7 @@ class Serial16550:
         self._msr = IDLE_MODEM
         self._line = False
         self._redirected = False
+        self._line_open = True
 
     def attach(self, bus: Bus) -> None:
         """Claim the eight ports."""
@@ -175,7 +178,7 @@ class Serial16550:
         # An empty FIFO reads as 0; without FIFOs the buffer keeps the last character.
         value = 0 if self._fifo_enabled else self._buffer
         if self._receive:
-            value = self._receive.popleft()
+            value = self._receive.popleft() & 0xFF
         self._refill()
         return value
 
@@ -183,7 +186,7 @@ class Serial16550:
         """A character arrives, and there is room."""
         self._receive.append(value)
         if not self._fifo_enabled:
-            self._buffer = value
+            self._buffer = value & 0xFF
 
     def _write_data(self, value: int) -> None:
         if self._redirected:
@@ -220,18 +223,24 @@ class Serial16550:
             self._overrun = True
             if not self._fifo_enabled:
                 self._receive.clear()
-                self._accept(value)
+                self._accept(value | LOOPED)
         else:
-            self._accept(value)
+            self._accept(value | LOOPED)
         self._character_timeout = True
 
     @property
     def _capacity(self) -> int:
         return FIFO_SIZE if self._fifo_enabled else 1
 
+    def _give_back(self) -> None:
+        """Take what the host sent out of the FIFO: a driver that probes, clears and starts must not lose piped
+        input.
+        """
+        self._waiting.extendleft(c for c in reversed(self._receive) if not c & LOOPED)
+        self._receive = deque(c for c in self._receive if c & LOOPED)
+
     def _refill(self) -> None:
-        # In loopback the serial input is disconnected from the line.
-        if not self._mcr & Mcr.LOOPBACK:
+        if self._line_open:
             while self._waiting and len(self._receive) < self._capacity:
                 self._accept(self._waiting.popleft())
         # Whatever stays below the trigger level would time out after four character times; no guest can tell that it
@@ -294,6 +303,7 @@ class Serial16550:
         # Switching the FIFOs on or off clears both.
         switched = enabled != self._fifo_enabled
         if switched or value & FCR_CLEAR_RECEIVER:
+            self._give_back()
             self._receive.clear()
         if switched or value & FCR_CLEAR_TRANSMITTER:
             self._thr_interrupt = True
@@ -314,6 +324,11 @@ class Serial16550:
 
     def _write_mcr(self, value: int) -> None:
         self._mcr = value & MCR_WRITABLE
+        # The host sends while RTS is on (and before any driver has touched this register, for kernels that never do).
+        # In loopback the receiver is disconnected from the line.
+        self._line_open = self._mcr & (Mcr.RTS | Mcr.LOOPBACK) == Mcr.RTS
+        if not self._line_open:
+            self._give_back()
         self._redirect()
         self._set_modem_lines(self._looped_lines() if self._mcr & Mcr.LOOPBACK else IDLE_MODEM)
         self._refill()
