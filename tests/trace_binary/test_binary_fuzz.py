@@ -24,7 +24,7 @@ from lzero.trace.readers.trace_dat import read_trace_dat
 
 Events = Callable[..., list[tw.Event]]
 Reader = Callable[[io.BytesIO, Diagnosis], Iterator[Rows]]
-INPUTS = int(os.environ.get("LZERO_FUZZ", "800"))
+INPUTS = int(os.environ.get("LZERO_FUZZ", "500"))
 
 
 def _reads(reader: Reader) -> Callable[[bytes], None]:
@@ -51,7 +51,9 @@ def test_damaged_perf_data(make_events: Events, monkeypatch: pytest.MonkeyPatch,
     assert len(fuzzer.corpus) > len(seeds)
 
 
-def test_damaged_trace_dat(make_events: Events) -> None:
+@pytest.mark.parametrize("native", ["0", "1"])
+def test_damaged_trace_dat(make_events: Events, monkeypatch: pytest.MonkeyPatch, native: str) -> None:
+    monkeypatch.setenv("LZERO_NATIVE", native)
     dat = tw.TraceDat(make_events(24), cpus=3, missed={(0, 0): 2})
     seeds = [dat.to_file(), zlib_version_7(dat)]
     fuzzer = CoverageFuzzer(_reads(read_trace_dat), "lzero/trace/readers", corpus=list(seeds))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import random
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from lzero.trace.readers.binary.native import NativeTotals, library, order_rows
 from lzero.trace.readers.binary.ordering import TimeOrder
 from lzero.trace.readers.events import Diagnosis, EventKind, event_dtype
 from lzero.trace.readers.perf_data import read_perf_data
+from lzero.trace.readers.trace_dat import read_trace_dat
 
 Events = Callable[..., list[tw.Event]]
 Rounds = Callable[..., list[tw.Event | bytes]]
@@ -59,6 +61,40 @@ def test_decoding_of_damaged_recordings(make_events: Events, monkeypatch: pytest
         monkeypatch.setenv("LZERO_NATIVE", "0")
         plain, plain_diagnosis = _read(bytes(data))
         np.testing.assert_array_equal(native, plain)
+        assert native_diagnosis.others == plain_diagnosis.others
+        assert native_diagnosis.problems == plain_diagnosis.problems
+
+
+def _read_pages(data: bytes) -> tuple[Rows, Diagnosis]:
+    diagnosis = Diagnosis("test")
+    batches = list(read_trace_dat(io.BytesIO(data), diagnosis, 1 << 17))
+    return np.concatenate([np.zeros(0, event_dtype()), *batches]), diagnosis
+
+
+@pytest.mark.parametrize("options", [{}, {"stamps": True}, {"discard": True}, {"missed": {(0, 3): 5, (1, 2): 0}}])
+def test_pages(make_events: Events, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]) -> None:
+    data = tw.TraceDat(make_events(4000), cpus=3, **options).to_file()
+    native, native_diagnosis = _read_pages(data)
+    monkeypatch.setenv("LZERO_NATIVE", "0")
+    plain, plain_diagnosis = _read_pages(data)
+    np.testing.assert_array_equal(native, plain)
+    assert native_diagnosis == plain_diagnosis
+
+
+def test_damaged_pages(make_events: Events, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = random.Random(6)
+    recording = tw.TraceDat(make_events(600), cpus=3)
+    whole = recording.to_file()
+    start = whole.index(recording.pages(0)[0])
+    for _ in range(200):
+        data = bytearray(whole)
+        for _ in range(4):
+            data[generator.randrange(start, len(data))] = generator.choice((0, 1, 8, 28, 29, 30, 31, 61, 255))
+        monkeypatch.setenv("LZERO_NATIVE", "1")
+        native, native_diagnosis = _read_pages(bytes(data))
+        monkeypatch.setenv("LZERO_NATIVE", "0")
+        plain, plain_diagnosis = _read_pages(bytes(data))
+        np.testing.assert_array_equal(np.sort(native), np.sort(plain))
         assert native_diagnosis.others == plain_diagnosis.others
         assert native_diagnosis.problems == plain_diagnosis.problems
 

@@ -336,7 +336,10 @@ class _Reader:
     def _unpack(self, record: bytes, kind: int, where: str) -> None:
         import zstandard
 
-        packed = record[8:] if kind == _COMPRESSED else record[16 : 16 + struct.unpack_from("<Q", record, 8)[0]]
+        packed = record[8:]
+        if kind == _COMPRESSED2:
+            # The size of the data stands before them, since the record is padded.
+            packed = packed[8:][: int.from_bytes(packed[:8], "little")]
         if self._decompressor is None or self._decompressor.eof:
             self._decompressor = zstandard.ZstdDecompressor().decompressobj()
         try:

@@ -17,6 +17,7 @@ from lzero.errors import TraceFormatError
 from lzero.trace.readers.binary.cursor import go_to, seekable
 from lzero.trace.readers.binary.fields import Buffer, EventPlan, Indices, RowMatrix, Rows, plan_events
 from lzero.trace.readers.binary.formats import TRACING_MAGIC
+from lzero.trace.readers.binary.native import NativePageDecoder, library
 from lzero.trace.readers.binary.ordering import TimeOrder
 from lzero.trace.readers.binary.ring_pages import PageEvents, PageLayout, read_pages
 from lzero.trace.readers.binary.trace_dat_header import Clock, CpuData, read_trace_dat_header, unpacker
@@ -24,9 +25,13 @@ from lzero.trace.readers.events import Diagnosis, event_dtype
 
 __all__ = ["is_trace_dat", "read_trace_dat"]
 
-CHUNK_BYTES: Final = 32 << 20
+Where = Callable[[int], str]
+Pages = tuple[tuple[int, int], ...]
+
+CHUNK_BYTES: Final = 16 << 20
 
 _MIN_PAGES: Final = 16
+_ENOUGH: Final = 100_000
 _MAX_PACKED_CHUNK: Final = 256 << 20
 _SMALLEST_PAGE, _LARGEST_PAGE = 4096, 1 << 24
 
@@ -73,6 +78,7 @@ def _merge(streams: list[_CpuStream], diagnosis: Diagnosis) -> Iterator[Rows]:
     """Events of all CPUs by time: what lies before the last event seen of every CPU that goes on is complete."""
     order = TimeOrder()
     going = list(streams)
+    enough = _ENOUGH
     while going:
         behind = min(going, key=lambda stream: stream.reached)
         rows = behind.next()
@@ -81,12 +87,15 @@ def _merge(streams: list[_CpuStream], diagnosis: Diagnosis) -> Iterator[Rows]:
         else:
             diagnosis.events += rows.size
             order.add(rows)
-            limit = min((stream.reached for stream in going), default=0)
+            # Putting what is held in order costs its length, so it is done only when enough has come to be let go.
+            if order.held < enough:
+                continue
             # The events at the limit itself may have equals still to come on another CPU.
-            ready = order.release(limit - 1) if limit else None
-            for part in (ready, order.overflow()):
+            limit = min((stream.reached for stream in going), default=0)
+            for part in (order.release(limit - 1) if limit else None, order.overflow()):
                 if part is not None:
                     yield part
+            enough = 2 * order.held + _ENOUGH
     rest = order.drain()
     if rest is not None:
         yield rest
@@ -101,11 +110,41 @@ class _Decoder:
         self._plans = plans
         self.layout = layout
         self._clock = clock
+        native = library()
+        self._native = None if native is None else NativePageDecoder(native, layout, plans)
 
-    def rows(
-        self, buffer: Buffer, events: PageEvents, cpu: int, where: Callable[[int], str], diagnosis: Diagnosis
-    ) -> Rows:
-        """The KVM events among the events of a block of pages."""
+    def decode(self, pages: NDArray[np.uint8], cpu: CpuData, where: Where, diagnosis: Diagnosis) -> tuple[Rows, int]:
+        """The KVM events of whole pages, and the time of the last event of any kind (0 without one)."""
+        if self._native is not None:
+            found = self._native.decode(pages, cpu.page_size, cpu.cpu)
+            rows, reached = found.rows, found.reached
+            diagnosis.others += found.others
+            if found.shorts:
+                diagnosis.problem("event shorter than its format", where(found.first_short), count=found.shorts)
+            self._report(found.missed, found.damaged, cpu.page_size, where, diagnosis)
+            if self._clock.converts:
+                rows["time_ns"] = self.nanoseconds(rows["time_ns"])
+        else:
+            buffer = Buffer(pages.copy())
+            events = read_pages(buffer, cpu.page_size, self.layout)
+            self._report(events.missed, events.damaged, cpu.page_size, where, diagnosis)
+            rows = self._rows(buffer, events, cpu.cpu, where, diagnosis)
+            reached = int(events.time[-1]) if events.time.size else 0
+        return rows, int(self.nanoseconds(np.array([reached], np.uint64))[0]) if reached else 0
+
+    def _report(
+        self, missed: Pages, damaged: tuple[int, ...], page_size: int, where: Where, diagnosis: Diagnosis
+    ) -> None:
+        for page in damaged:
+            diagnosis.problem("damaged page", where(page * page_size))
+        for page, count in missed:
+            place = where(page * page_size)
+            if count:
+                diagnosis.lose(count, place)
+            else:
+                diagnosis.problem("lost events", place, "events were lost here; the kernel did not count them")
+
+    def _rows(self, buffer: Buffer, events: PageEvents, cpu: int, where: Where, diagnosis: Diagnosis) -> Rows:
         fits = events.room >= 8
         at, room, time = events.at[fits], events.room[fits], events.time[fits]
         number = buffer.low(at, 2)
@@ -137,7 +176,7 @@ class _Decoder:
     def nanoseconds(self, time: NDArray[np.uint64]) -> NDArray[np.uint64]:
         """Time stamps of the trace clock as nanoseconds."""
         clock = self._clock
-        if clock.multiplier == 1 and clock.shift == 0:
+        if not clock.converts:
             return time
         # (stamp * multiplier) >> shift needs 96 bits: the halves are multiplied apart.
         multiplier, shift = np.uint64(clock.multiplier), np.uint64(clock.shift)
@@ -185,19 +224,8 @@ class _CpuStream:
             self._diagnosis.problem("truncated page", place(whole))
         if not whole:
             return np.zeros(0, event_dtype())
-        buffer = Buffer(np.frombuffer(data, np.uint8, whole).copy())
-        events = read_pages(buffer, page_size, self._decoder.layout)
-        for page in events.damaged:
-            self._diagnosis.problem("damaged page", place(page * page_size))
-        for page, count in events.missed:
-            where = place(page * page_size)
-            if count:
-                self._diagnosis.lose(count, where)
-            else:
-                self._diagnosis.problem("lost events", where, "events were lost here; the kernel did not count them")
-        rows = self._decoder.rows(buffer, events, self._place.cpu, place, self._diagnosis)
-        if events.time.size:
-            self.reached = max(self.reached, int(self._decoder.nanoseconds(events.time[-1:])[0]))
+        rows, reached = self._decoder.decode(np.frombuffer(data, np.uint8, whole), self._place, place, self._diagnosis)
+        self.reached = max(self.reached, reached)
         return rows
 
     def _plain(self) -> Iterator[tuple[bytes, Callable[[int], str]]]:

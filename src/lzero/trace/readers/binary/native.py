@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -23,9 +24,18 @@ from numpy.typing import NDArray
 from lzero.trace.aggregates import Aggregates, Totals
 from lzero.trace.readers.binary.fields import EventPlan, Rows
 from lzero.trace.readers.binary.perf_header import SAMPLE_CALLCHAIN, SAMPLE_READ, SampleLayout
+from lzero.trace.readers.binary.ring_pages import PageLayout
 from lzero.trace.readers.events import Diagnosis, event_dtype
 
-__all__ = ["NativeDecoder", "NativeTotals", "library", "native_totals", "order_rows"]
+__all__ = [
+    "NativeDecoder",
+    "NativePageDecoder",
+    "NativePages",
+    "NativeTotals",
+    "library",
+    "native_totals",
+    "order_rows",
+]
 
 _SOURCES: Final = Path(__file__).parent.parent / "native"
 _PREBUILT: Final = Path(__file__).parent.parent / "_native.so"
@@ -94,6 +104,19 @@ def _load() -> C.CDLL | None:
     pointer, number = C.c_void_p, C.c_uint64
     native.lz_decode.argtypes = [pointer, number, pointer, pointer, C.c_uint32, pointer, pointer, number, pointer]
     native.lz_decode.restype = None
+    native.lz_pages.argtypes = [
+        pointer,
+        number,
+        pointer,
+        pointer,
+        C.c_uint32,
+        C.c_int32,
+        pointer,
+        pointer,
+        number,
+        pointer,
+    ]
+    native.lz_pages.restype = None
     native.lz_order.argtypes = [pointer, number, pointer]
     native.lz_totals_new.restype = pointer
     native.lz_totals_free.argtypes = [pointer]
@@ -177,6 +200,75 @@ class NativeDecoder:
             C.byref(self.state),
         )
         return rows[: self.state.rows], self._notes[: self.state.notes]
+
+
+class _PageLayout(C.Structure):
+    _fields_ = (("page_size", C.c_uint32), ("timestamp", C.c_uint32), ("commit", C.c_uint32), ("data", C.c_uint32))
+
+
+class _PageDecode(C.Structure):
+    _fields_ = tuple((name, C.c_uint64) for name in ("reached", "rows", "others", "shorts", "first_short", "notes"))
+
+
+_PAGE_NOTE: Final = np.dtype([("page", "<u8"), ("number", "<u8"), ("kind", "<u4"), ("unused", "<u4")])
+_PAGE_DAMAGED: Final = 1
+_SMALLEST_EVENT: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class NativePages:
+    """What :meth:`NativePageDecoder.decode` found; fields as of
+    :class:`~lzero.trace.readers.binary.ring_pages.PageEvents`.
+    """
+
+    rows: Rows
+    reached: int
+    """Time stamp of the last event of the block, of any kind; 0 without one."""
+    others: int
+    shorts: int
+    first_short: int
+    missed: tuple[tuple[int, int], ...]
+    damaged: tuple[int, ...]
+
+
+class NativePageDecoder:
+    """Decodes blocks of ring-buffer pages."""
+
+    def __init__(self, native: C.CDLL, layout: PageLayout, plans: dict[int, EventPlan]) -> None:
+        self._native = native
+        self._layout = layout
+        self._smallest = max(min((plan.size for plan in plans.values()), default=0), _SMALLEST_EVENT)
+        self._plans = (_Plan * len(plans))(*(_native_plan(event, plan) for event, plan in plans.items()))
+
+    def decode(self, pages: NDArray[np.uint8], page_size: int, cpu: int) -> NativePages:
+        """The rows of whole pages, with time stamps as they are."""
+        count = pages.size // page_size
+        layout = _PageLayout(page_size, self._layout.timestamp, self._layout.commit, self._layout.data)
+        rows = np.empty(pages.size // (4 + self._smallest) + 1, event_dtype())
+        notes = np.zeros(2 * count, _PAGE_NOTE)
+        state = _PageDecode()
+        self._native.lz_pages(
+            _address(pages),
+            count,
+            C.byref(layout),
+            self._plans,
+            len(self._plans),
+            cpu,
+            _address(rows),
+            _address(notes),
+            notes.size,
+            C.byref(state),
+        )
+        found = notes[: state.notes].tolist()
+        return NativePages(
+            rows=rows[: state.rows],
+            reached=state.reached,
+            others=state.others,
+            shorts=state.shorts,
+            first_short=state.first_short,
+            missed=tuple((page, number) for page, number, kind, _ in found if kind != _PAGE_DAMAGED),
+            damaged=tuple(page for page, _, kind, _ in found if kind == _PAGE_DAMAGED),
+        )
 
 
 def _native_plan(event: int, plan: EventPlan) -> _Plan:

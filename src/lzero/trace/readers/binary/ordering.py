@@ -30,6 +30,11 @@ class TimeOrder:
         self.late = 0
         """Events that came later than one already let go: the order is not kept for them."""
 
+    @property
+    def held(self) -> int:
+        """Number of events held back."""
+        return self._count
+
     def add(self, rows: Rows) -> None:
         """Take events in any order."""
         if rows.size:

@@ -55,9 +55,14 @@ class Clock:
     offset: int = 0
 
     @property
+    def converts(self) -> bool:
+        """Whether stamps are not nanoseconds but the file says how to make them so."""
+        return self.shift > 0 or self.multiplier != 1
+
+    @property
     def counts_ns(self) -> bool:
         """Whether stamps are nanoseconds, if need be after conversion."""
-        return self.name not in ("counter", "uptime", "x86-tsc", "tsc") or self.shift > 0 or self.multiplier != 1
+        return self.name not in ("counter", "uptime", "x86-tsc", "tsc") or self.converts
 
 
 @dataclass(slots=True)

@@ -2,47 +2,12 @@
 #include <string.h>
 
 #include "events.h"
+#include "plan.h"
 
 enum { RECORD_LOST = 2, RECORD_SAMPLE = 9, RECORD_LOST_SAMPLES = 13 };
 enum { RECORD_HEADER_ATTR = 64, RECORD_TRACING_DATA = 66, RECORD_FINISHED_ROUND = 68, RECORD_AUXTRACE = 71,
        RECORD_COMPRESSED = 81, RECORD_COMPRESSED2 = 83 };
 enum { READ_ENABLED = 1, READ_RUNNING = 2, READ_ID = 4, READ_GROUP = 8, READ_LOST = 16 };
-
-static uint64_t number(const uint8_t *at, uint32_t width)
-{
-	uint64_t value = 0;
-
-	switch (width) {
-	case 4: {
-		uint32_t word;
-		memcpy(&word, at, 4);
-		return word;
-	}
-	case 8:
-		memcpy(&value, at, 8);
-		return value;
-	default:
-		memcpy(&value, at, width);
-		return value;
-	}
-}
-
-static void fill(struct row *row, const struct plan *plan, const uint8_t *data)
-{
-	uint64_t value[COLUMNS];
-
-	for (int column = 0; column < COLUMNS; column++)
-		value[column] = plan->width[column] ? number(data + plan->offset[column], plan->width[column]) : 0;
-	row->kind = (uint8_t)plan->kind;
-	row->isa = plan->width[COLUMN_ISA] ? (uint8_t)value[COLUMN_ISA] : 1;
-	row->vcpu = plan->width[COLUMN_VCPU] ? (int32_t)value[COLUMN_VCPU] : -1;
-	row->reason = (uint32_t)value[COLUMN_REASON];
-	row->rip = value[COLUMN_RIP];
-	row->info1 = value[COLUMN_INFO1];
-	row->info2 = value[COLUMN_INFO2];
-	row->intr_info = (uint32_t)value[COLUMN_INTR_INFO];
-	row->error_code = (uint32_t)value[COLUMN_ERROR_CODE];
-}
 
 /* Word of the raw data's size, or 0 when the parts before it do not fit. */
 static uint64_t raw_word(const uint64_t *record, uint64_t size, const struct layout *layout)
@@ -91,7 +56,7 @@ static int sample(const uint64_t *record, uint64_t size, const struct layout *la
 			continue;
 		if (room < plans[index].size)
 			return -1;
-		fill(row, &plans[index], data);
+		lz_fill(row, &plans[index], data);
 		row->time_ns = layout->time < 0 ? 0 : record[layout->time];
 		row->thread = layout->tid < 0 ? -1 : (int32_t)(record[layout->tid] >> 32);
 		row->cpu = layout->cpu < 0 ? -1 : (int16_t)record[layout->cpu];

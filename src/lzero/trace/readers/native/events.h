@@ -66,6 +66,35 @@ struct decode {
 void lz_decode(const uint64_t *words, uint64_t count, const struct layout *layout, const struct plan *plans, uint32_t plan_count,
 	       struct row *rows, uint64_t *notes, uint64_t note_room, struct decode *state);
 
+/* Where the parts of a ring-buffer page are, in bytes. */
+struct page_layout {
+	uint32_t page_size;
+	uint32_t timestamp;
+	uint32_t commit;
+	uint32_t data;
+};
+
+enum { PAGE_DAMAGED = 1, PAGE_MISSED = 2 };
+
+struct page_note {
+	uint64_t page;
+	uint64_t number; /* events missed before the page, 0 if the kernel did not say */
+	uint32_t kind;
+	uint32_t unused;
+};
+
+struct page_decode {
+	uint64_t reached; /* time stamp of the last event */
+	uint64_t rows;
+	uint64_t others;
+	uint64_t shorts;      /* events with fewer bytes than their format says; counted as others too */
+	uint64_t first_short; /* byte of the first of them */
+	uint64_t notes;       /* notes there were; those beyond the room are not written */
+};
+
+void lz_pages(const uint8_t *pages, uint64_t count, const struct page_layout *layout, const struct plan *plans, uint32_t plan_count,
+	      int32_t cpu, struct row *rows, struct page_note *notes, uint64_t note_room, struct page_decode *state);
+
 /* Rows in order of time, equal times as they came. Returns 0, or -1 without memory. */
 int lz_order(const struct row *rows, uint64_t count, struct row *ordered);
 
