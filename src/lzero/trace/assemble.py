@@ -66,7 +66,9 @@ class Assembler:
         seqs = np.where(exits, self._next_seq + np.cumsum(exits) - 1, -1)
         self._next_seq += int(np.count_nonzero(exits))
         keys = np.where(events["thread"] >= 0, events["thread"].astype(np.int64), -1 - events["vcpu"].astype(np.int64))
-        return self._in_order([self._one(int(key), events[part], seqs[part]) for key, part in _groups(keys)])
+        if (keys == keys[0]).all():  # one VCPU: nothing to take apart and to put in order
+            return self._one(int(keys[0]), events, seqs)
+        return self._in_order([self._one(key, events[part], seqs[part]) for key, part in _groups(keys)])
 
     def finish(self) -> Array:
         """Rows of the exits that were still held back."""
@@ -77,10 +79,11 @@ class Assembler:
         return self._in_order(parts)
 
     def _in_order(self, parts: list[Array]) -> Array:
+        if len(parts) == 1:
+            return parts[0]
         rows = np.concatenate([np.zeros(0, dtype=self._dtype), *parts])
-        if len(parts) > 1:
-            rows = rows[np.argsort(rows["seq"], kind="stable")]
-        return rows
+        ordered: Array = rows[np.argsort(rows["seq"], kind="stable")]
+        return ordered
 
     def _one(self, key: int, events: Array, seqs: Array) -> Array:
         vcpu = self._vcpus.get(key)

@@ -104,7 +104,7 @@ def collect(frame: pl.LazyFrame, *, streaming: bool = False) -> pl.DataFrame:
 
     try:
         return frame.collect(engine="streaming" if streaming else "auto")
-    except (pl.exceptions.PolarsError, OSError) as error:
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
         raise TraceFormatError(f"a stored trace is damaged: {error}") from error
 
 

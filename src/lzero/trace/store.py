@@ -212,7 +212,7 @@ def _check(file: Path) -> None:
     try:
         schema = pl.read_parquet_schema(file)
         version = int(pl.read_parquet_metadata(file).get(_VERSION_KEY, "0"))
-    except (pl.exceptions.PolarsError, OSError, ValueError) as error:
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, ValueError) as error:
         raise TraceFormatError(f"{file}: not a readable Parquet file: {error}") from error
     if version > SCHEMA_VERSION:
         raise TraceFormatError(

@@ -8,7 +8,6 @@ no order and no causes.
 from __future__ import annotations
 
 import csv
-import io
 import re
 from collections.abc import Iterable, Iterator
 from typing import BinaryIO, Final
@@ -131,22 +130,25 @@ def _kvm_stat(line: str) -> tuple[str, Totals] | None:
 
 
 def _csv(text: str, diagnosis: Diagnosis) -> Iterator[tuple[str, str, Totals]]:
-    header, _, _ = text.partition("\n")
+    lines = text.splitlines()
+    header = lines[0] if lines else ""
     separator = max(",;\t", key=header.count)
-    rows = csv.reader(io.StringIO(text), delimiter=separator)
-    names = [name.strip().lower() for name in next(rows, [])]
+    names = [name.strip().strip('"').lower() for name in header.split(separator)]
     reason = next((names.index(name) for name in _REASON_COLUMNS if name in names), None)
     count = next((names.index(name) for name in _COUNT_COLUMNS if name in names), None)
     if reason is None or count is None:
-        diagnosis.problem(
-            "unreadable line", "line 1", f"the CSV header {header.strip()!r} has no column for reason and count"
-        )
+        what = f"the CSV header {header.strip()[:120]!r} has no column for reason and count"
+        diagnosis.problem("unreadable line", "line 1", what)
         return
-    for row in rows:
-        where = f"line {rows.line_num}"
-        if not row:
+    for number, line in enumerate(lines[1:], 2):
+        if not line.strip():
             continue
         try:
-            yield where, row[reason], Totals(count=int(row[count]))
-        except (IndexError, ValueError):
-            diagnosis.problem("unreadable line", where, f"not a reason and a count: {separator.join(row)[:120]!r}")
+            row = next(csv.reader([line], delimiter=separator))
+            name, exits = row[reason], int(row[count])
+        except (IndexError, ValueError, csv.Error):
+            exits = -1
+        if exits < 0:
+            diagnosis.problem("unreadable line", f"line {number}", f"not a reason and a count: {line[:120]!r}")
+        else:
+            yield f"line {number}", name, Totals(count=exits)
