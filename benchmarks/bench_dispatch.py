@@ -18,7 +18,7 @@ from lzero.dispatch.measure.build import DIRECT, PGO_SWITCH
 from lzero.dispatch.measure.mitigations import MITIGATIONS
 from lzero.dispatch.measure.results import head_lines, write_json, write_parquet, write_plot
 from lzero.dispatch.measure.run import Effort
-from lzero.dispatch.profiles import SYNTHETIC
+from lzero.dispatch.profiles import load_profile
 from lzero.dispatch.strategies import STRATEGIES
 from lzero.dispatch.toolchain import Compiler, find_compiler
 
@@ -31,7 +31,7 @@ STRATEGY_NAMES = (
     "switch_if_nested",
     "range",
 )
-PROFILES = ("skewed", "nested", "bursty", "nested-bursty", "periodic", "uniform")
+PROFILES = ("skewed", "nested", "bursty", "nested-bursty", "periodic", "uniform", "kvm-nested", "linux-boot")
 FULL = Effort(layouts=6, processes=3, rounds={"plain": 15, "serialised": 7, "polluted": 5})
 BRIEF = Effort(layouts=4, processes=3, rounds={"plain": 11})
 QUICK = Effort(layouts=2, processes=1, rounds={"plain": 5, "serialised": 3, "polluted": 3})
@@ -123,7 +123,7 @@ def main() -> None:
 
     def measure(profile: str, mitigations: list[str], effort: Effort, label: str) -> BenchResult:
         result = run_bench(
-            SYNTHETIC[profile].make(),
+            load_profile(profile),
             strategies,
             every,
             [MITIGATIONS[name] for name in mitigations],

@@ -8,8 +8,10 @@ import numpy as np
 import polars
 import pytest
 
-from lzero.dispatch.profiles import SYNTHETIC, Profile, load_profile
+from lzero.dispatch.handlers import HANDLERS
+from lzero.dispatch.profiles import SYNTHETIC, Profile, load_profile, recorded_profiles
 from lzero.errors import PlanError, UsageError
+from lzero.sdm.exit_reasons import ExitReason
 
 
 def test_shipped_profiles_repeat_and_state_their_origin() -> None:
@@ -19,6 +21,21 @@ def test_shipped_profiles_repeat_and_state_their_origin() -> None:
         assert np.array_equal(profile.order, synthetic.make().order)
         assert profile.origin.startswith("synthetic, seed 1, 65536 exits: ")
         assert sum(profile.frequencies().values()) == pytest.approx(1.0)
+
+
+def test_recorded_profiles_ship_with_their_command() -> None:
+    for name, recorded in recorded_profiles().items():
+        profile = load_profile(name)
+        assert profile.order is not None
+        assert len(profile.order) >= 32768
+        assert not profile.independent
+        assert recorded.command.startswith("lzero run ")
+        assert set(profile.counts) <= HANDLERS.keys()
+
+
+def test_nested_kvm_without_shadowing_exits_mostly_for_vmread() -> None:
+    frequencies = load_profile("kvm-nested").frequencies()
+    assert max(frequencies, key=lambda reason: frequencies[reason]) == ExitReason.VMREAD
 
 
 def test_bursty_profile_keeps_the_histogram_of_the_skewed_one() -> None:

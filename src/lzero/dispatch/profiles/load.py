@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lzero.dispatch.profiles.profile import REASON_LIMIT, Profile
-from lzero.dispatch.profiles.synthetic import SYNTHETIC
+from lzero.dispatch.profiles.recorded import RecordedProfile, recorded_profiles
+from lzero.dispatch.profiles.synthetic import SYNTHETIC, SyntheticProfile
 from lzero.errors import PlanError, UsageError
 from lzero.sdm.exit_reasons import exit_reason_from_name
 
@@ -30,7 +31,8 @@ def load_profile(source: str | Path, *, level: int | None = None, vcpu: int | No
     Parameters
     ----------
     source:
-        A name of `SYNTHETIC`, a ``.csv`` of counts, a Parquet file, or a directory of Parquet parts.
+        A name of `SYNTHETIC` or `recorded_profiles`, a ``.csv`` of counts, a Parquet file, or a directory of
+        Parquet parts.
     level, vcpu:
         Keep only rows of this level or VCPU, where the Parquet file has such a column.
 
@@ -42,10 +44,11 @@ def load_profile(source: str | Path, *, level: int | None = None, vcpu: int | No
         When the file cannot be read as a profile; the message names it.
     """
     path = Path(source)
-    if isinstance(source, str) and source in SYNTHETIC:
-        return SYNTHETIC[source].make()
+    shipped: dict[str, SyntheticProfile | RecordedProfile] = {**SYNTHETIC, **recorded_profiles()}
+    if isinstance(source, str) and source in shipped:
+        return shipped[source].make()
     if not path.exists():
-        raise UsageError(f"no profile {source}: neither a file nor one of {', '.join(SYNTHETIC)}")
+        raise UsageError(f"no profile {source}: neither a file nor one of {', '.join(shipped)}")
     if path.suffix == ".csv":
         return _from_csv(path)
     return _from_parquet(path, level, vcpu)
