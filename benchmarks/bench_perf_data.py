@@ -1,6 +1,6 @@
 """perf.data to the table of exits: lzero against perf itself, on the same file.
 
-Usage: bench_perf_data.py [--millions 5] [--rounds 5] [--gib 0]
+Usage: bench_perf_data.py [--millions 5] [--rounds 5] [--gib 0] [--no-script]
 
 The recording is synthesised: exits and entries of eight VCPUs, in the rounds in which perf writes them. The commands
 run in turn, so that a busy machine slows all of them. With --gib, a recording in pipe form of that size is made on
@@ -93,16 +93,17 @@ def measure(words: list[str], stdin: int | None = None) -> tuple[float, float, f
     return time.perf_counter() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
 
 
-def against_perf(folder: Path, millions: float, rounds: int) -> None:
+def against_perf(folder: Path, millions: float, rounds: int, *, script: bool) -> None:
     """Interleaved runs; medians, and the spread of the ratios."""
     recording, span = make_block()
     path = folder / "perf.data"
     write_file(path, recording, span, max(1, round(millions * 1e6 / BLOCK_EVENTS)))
-    script = f"perf script -i {path} | awk '{{ n[$7]++ }} END {{ for (r in n) print r, n[r] }}'"
+    pipeline = f"perf script -i {path} | awk '{{ n[$7]++ }} END {{ for (r in n) print r, n[r] }}'"
     commands = {"lzero trace show": [sys.executable, "-m", "lzero", "trace", "show", str(path)]}
     if shutil.which("perf"):
         commands["perf kvm stat report"] = ["perf", "kvm", "-i", str(path), "stat", "report"]
-        commands["perf script | awk"] = ["sh", "-c", script]
+        if script:
+            commands["perf script | awk"] = ["sh", "-c", pipeline]
     runs: dict[str, list[tuple[float, float, float]]] = {name: [] for name in commands}
     for number in range(rounds + 1):
         for name, words in commands.items():
@@ -141,9 +142,8 @@ def stream(gib: float) -> None:
     assert status == 0
     seconds = time.perf_counter() - start
     events = count * BLOCK_EVENTS
-    print(
-        f"{gib:g} GiB as a stream: {events / 1e6:.1f} million events in {seconds:.1f} s, {usage.ru_maxrss / 1024:.0f} MiB"
-    )
+    memory = usage.ru_maxrss / 1024
+    print(f"{gib:g} GiB as a stream: {events / 1e6:.1f} million events in {seconds:.1f} s, {memory:.0f} MiB")
 
 
 def main() -> None:
@@ -152,9 +152,10 @@ def main() -> None:
     parser.add_argument("--millions", type=float, default=5)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--gib", type=float, default=0)
+    parser.add_argument("--no-script", action="store_true", help="leave out perf script, which is slow")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        against_perf(Path(folder), options.millions, options.rounds)
+        against_perf(Path(folder), options.millions, options.rounds, script=not options.no_script)
     if options.gib:
         stream(options.gib)
 

@@ -272,20 +272,35 @@ def test_perf_prints_the_same(make_events: Events, in_rounds: Rounds, tmp_path: 
                 assert row[column] == values[field]
 
 
-def test_a_recording_made_by_perf_here(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["-e", "cpu-clock"],
+        ["-e", "cpu-clock", "-z"],
+        ["-e", "cpu-clock,task-clock", "-a", "-g", "-z"],
+        ["-e", "cpu-clock", "-o", "-"],
+        ["-e", "cpu-clock", "-z", "-o", "-"],
+    ],
+    ids=" ".join,
+)
+def test_a_recording_made_by_perf_here(tmp_path: Path, options: list[str]) -> None:
     if shutil.which("perf") is None:
         pytest.skip("needs perf (Debian: linux-perf)")
-    for name, options in (("plain", []), ("packed", ["-z"])):
-        path = tmp_path / name
-        command = ["perf", "record", "-q", *options, "-e", "cpu-clock", "-F", "5000", "-o", str(path)]
-        busy = ["sh", "-c", "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done"]
-        done = subprocess.run([*command, "--", *busy], check=False, capture_output=True, text=True)
-        if done.returncode:
-            pytest.skip(f"perf cannot record here: {done.stderr.strip()[:200]}")
-        script = subprocess.run(["perf", "script", "-i", str(path)], capture_output=True, text=True, check=True)
-        rows, diagnosis = read(path.read_bytes(), strict=True)
-        assert rows.size == 0
-        assert diagnosis.others == len([line for line in script.stdout.splitlines() if "cpu-clock" in line])
+    path = tmp_path / "perf.data"
+    busy = ["sh", "-c", "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done"]
+    target = [] if "-o" in options else ["-o", str(path)]
+    command = ["perf", "record", "-q", "-F", "5000", *options, *target, "--", *busy]
+    done = subprocess.run(command, check=False, capture_output=True)
+    if done.returncode:
+        pytest.skip(f"perf cannot record here: {done.stderr.decode().strip()[:200]}")
+    if "-o" in options:
+        path.write_bytes(done.stdout)
+    script = subprocess.run(
+        ["perf", "script", "-F", "event", "-i", str(path)], capture_output=True, text=True, check=True
+    )
+    rows, diagnosis = read(path.read_bytes(), strict=True)
+    assert rows.size == 0
+    assert diagnosis.others == script.stdout.count("-clock:")
 
 
 def test_found_by_content(make_events: Events, in_rounds: Rounds, tmp_path: Path) -> None:
