@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lzero.testing import Exits, check, load_budgets
-from lzero.testing.guest import GuestMachine
+from lzero.testing import Exits, GuestMachine, check, load_budgets
 
 BUDGETS = Path(__file__).with_name("budgets.toml")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from types import ModuleType
 from xml.etree import ElementTree
 
@@ -41,6 +42,9 @@ class KnownMachine:
 @pytest.fixture
 def session(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
     """A directory with a guest and a test of it."""
+    # The inner pytest forgets what it imported, and these cannot be imported twice: they are loaded before.
+    for package in ("numpy", "polars"):
+        import_module(package)
     module = ModuleType("lzero.machine")
     module.Machine = KnownMachine  # type: ignore[attr-defined]  # a stand-in for the real module
     monkeypatch.setitem(sys.modules, "lzero.machine", module)

@@ -5,5 +5,6 @@ See ``docs/testing.md``. The plugin is ``lzero.testing.plugin``, which pytest fi
 
 from lzero.testing.budget import Budget, Verdict, check, load_budgets
 from lzero.testing.exits import Cost, Exits
+from lzero.testing.guest import GuestMachine, GuestRun
 
-__all__ = ["Budget", "Cost", "Exits", "Verdict", "check", "load_budgets"]
+__all__ = ["Budget", "Cost", "Exits", "GuestMachine", "GuestRun", "Verdict", "check", "load_budgets"]

@@ -121,7 +121,8 @@ def _traces(config: pytest.Config) -> Path:
     if chosen is not None:
         return Path(chosen)
     # pytest's own cache: its public interface, where "d" directories are made for plugins.
-    return config.cache.mkdir("lzero") if config.cache is not None else config.rootpath / ".lzero"
+    cache: pytest.Cache | None = getattr(config, "cache", None)  # there is none with -p no:cacheprovider
+    return cache.mkdir("lzero") if cache is not None else config.rootpath / ".lzero"
 
 
 def _kept(item: pytest.Item) -> Path:
