@@ -1,8 +1,8 @@
-/* vmx_rules: the manual's rules for VMX instructions and VM entries, one by one.
+/* vmx_rules: the manual's rules for VMX instructions, VM entries and VM exits.
  *
  * Prints "rule NAME ok", or what was expected and what came.  Options: verbose
  * prints the right ones too; skip=NAME[,NAME…] leaves rules out (Bochs stops at
- * some).  Debug-exit value: 0 if all were right, 1 if not.
+ * some); only=NAME[,NAME…] takes only these of the entries and exits.  Debug-exit value: 0 if all were right, 1 if not.
  */
 #include "rules.h"
 
@@ -66,6 +66,18 @@ void rule(const char *name, uint64_t expected, uint64_t got)
 	print("\n");
 }
 
+void rule_value(const char *name, const char *what, uint64_t expected, uint64_t got)
+{
+	if (expected == got) {
+		right++;
+		if (verbose)
+			print("rule %s %s ok\n", name, what);
+		return;
+	}
+	wrong++;
+	print("rule %s WRONG: expected %s 0x%lx, got 0x%lx\n", name, what, expected, got);
+}
+
 void rule_skipped(const char *name)
 {
 	skipped++;
@@ -74,10 +86,11 @@ void rule_skipped(const char *name)
 
 bool rule_wanted(const char *name)
 {
-	if (!list_has(option_text("skip"), name))
-		return true;
-	rule_skipped(name);
-	return false;
+	if (list_has(option_text("skip"), name)) {
+		rule_skipped(name);
+		return false;
+	}
+	return !option_text("only") || list_has(option_text("only"), name);
 }
 
 int guest_main(void)
@@ -96,6 +109,7 @@ int guest_main(void)
 	vmx_on();
 	ept_init();
 	entry_rules();
+	exit_rules();
 	vmx_off();
 	print("rules: %u right, %u wrong, %u skipped\n", right, wrong, skipped);
 	return wrong || !right ? 1 : 0;

@@ -18,13 +18,15 @@ enum { UD = 6, SS = 12, GP = 13, PF = 14 };
 
 /* rules.c */
 void rule(const char *name, uint64_t expected, uint64_t got);
+void rule_value(const char *name, const char *what, uint64_t expected, uint64_t got);
 void rule_skipped(const char *name);
-bool rule_wanted(const char *name);     /* false, and reported as skipped, if skip= names it */
+bool rule_wanted(const char *name);     /* by the options skip= and only= */
 uint64_t outcome_of(uint64_t flags);    /* of the instruction that attempt() ran */
 extern volatile int fault_vector;
 
 void instruction_rules(void);           /* instructions.c */
 void entry_rules(void);                 /* entries.c */
+void exit_rules(void);                  /* exits.c */
 
 /* Run one instruction whatever it raises; a fault continues after it. */
 #define attempt(instruction, ...)                                              \

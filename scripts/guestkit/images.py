@@ -20,7 +20,8 @@ MANIFEST = "manifest.toml"
 KERNEL_LIBRARY = ("lib/boot.S", "lib/traps.S", "lib/runtime.c", "lib/print.c", "lib/format.c", "lib/timers.c")
 L1_LIBRARY = ("l1/vmx.c", "l1/vmcs.c", "l1/ept.c", "l1/enter.S", "l1/guest.S")
 L1 = ("l1/l1.c", "l1/workloads.c", "l1/exits.c", *L1_LIBRARY)
-RULES = ("vmx_rules/rules.c", "vmx_rules/instructions.c", "vmx_rules/entries.c", *L1_LIBRARY)
+RULES_PARTS = ("rules", "instructions", "entries", "exits", "exit_table")
+RULES = (*(f"vmx_rules/{part}.c" for part in RULES_PARTS), *L1_LIBRARY)
 ROUNDTRIP = ("l1/roundtrip.c", "l1/roundtrip.S", *L1_LIBRARY)
 LINUX_LIBRARY = ("lib/linux_start.S", "lib/linux.c", "lib/format.c")
 
@@ -61,7 +62,7 @@ IMAGES = (
     Image("bench_syscall.elf", ("bench/bench_syscall.c",), "benchmark: ring 3 to ring 0 and back by SYSCALL; count=N"),
     Image("l1.elf", L1, "a small hypervisor with L2 guests of its own; run=NAME,… count=N where=l1"),
     Image("l1_roundtrip.elf", ROUNDTRIP, "benchmark: L2 CPUID to L1 (2 VMREAD, 1 VMWRITE) to L2; count=N"),
-    Image("vmx_rules.elf", RULES, "rules of VMX instructions and VM entries, one by one; verbose"),
+    Image("vmx_rules.elf", RULES, "rules of VMX instructions, entries and exits, one by one; verbose skip=NAME,…"),
     Image("tasks.elf", ("tasks/tasks.c",), "userland work: fork, system calls, text to compress", kind="linux"),
     Image("kvm_l2.elf", ("kvm_l2/kvm_l2.c", "kvm_l2/l2.S"), "guests of /dev/kvm in real and 64-bit mode", kind="linux"),
 )
