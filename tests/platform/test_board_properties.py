@@ -24,6 +24,10 @@ ADDRESSES = st.one_of(
     st.integers(0xFF000000, 0xFF00FFFF),
     st.integers(0, (1 << 52) - 8),
 )
+APIC_BASES = st.tuples(
+    st.sampled_from([0xFEC00000, 0xFEE00000, 0xFF000000, 0xFF00F000, 0, 0x80000000]),
+    st.sampled_from([0x100, 0x900, 0xD00]),
+).map(sum)
 VALUES = st.one_of(st.integers(0, 0xFF), st.integers(0, 0xFFFF_FFFF), st.integers(0, (1 << 64) - 1))
 MSRS = st.one_of(st.integers(0x800, 0x8FF), st.just(0x1B), st.just(0x6E0))
 
@@ -35,6 +39,7 @@ STEPS = st.one_of(
     st.tuples(st.just("irq"), st.integers(0, 23), st.booleans()),
     st.tuples(st.just("time"), st.integers(0, 10**12)),
     st.tuples(st.just("msr"), MSRS, VALUES),
+    st.tuples(st.just("msr"), st.just(0x1B), APIC_BASES),
     st.tuples(st.just("take")),
     st.tuples(st.just("feed"), st.binary(max_size=40)),
 )

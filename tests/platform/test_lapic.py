@@ -190,6 +190,14 @@ def test_the_page_can_be_moved(board: Board) -> None:
     assert board.bus.mmio_read(0xFEE01030, 4) == 0x50014
 
 
+def test_moved_onto_another_device_it_is_not_there(board: Board) -> None:
+    board.pc.lapic.base = 0xFEC00900
+    assert board.ioapic_read(1) == 23 << 16 | 0x11
+    board.pc.lapic.base = 0xFEE00900
+    assert board.apic_read(VERSION) == 0x50014
+    assert board.ioapic_read(1) == 23 << 16 | 0x11
+
+
 @pytest.mark.parametrize("value", [0xFEE00901, 0xFEE00A00, 1 << 39 | 0xFEE00900, 0xFEE00500])
 def test_impossible_values_of_the_base_register(board: Board, value: int) -> None:
     with pytest.raises(MsrFault):

@@ -81,6 +81,12 @@ def test_information_for_the_kernel(memory: GuestMemory, image: Path) -> None:
     assert string_at(memory, words[16]) == "lzero"
 
 
+def test_a_command_line_of_any_bytes(memory: GuestMemory, image: Path) -> None:
+    state = load(image, memory, LoadOptions(args=(b"\xff\xfe".decode(errors="surrogateescape"),)))
+    address = info_words(memory, state.registers["rbx"])[4]
+    assert memory.read(address, 200).split(b"\0")[0].endswith(b" \xff\xfe")
+
+
 def test_modules_are_page_aligned_behind_the_kernel(memory: GuestMemory, image: Path, tmp_path: Path) -> None:
     for name in ("env", "second"):
         (tmp_path / name).write_bytes(name.encode() * 1000)

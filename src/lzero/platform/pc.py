@@ -31,6 +31,7 @@ from lzero.platform.interrupts.lapic import LocalApic
 from lzero.platform.interrupts.pic import PicPair
 from lzero.platform.loaders import EntryState, LoadOptions
 from lzero.platform.loaders import load as load_image
+from lzero.platform.loaders.images import read_image
 from lzero.platform.memory import GuestMemory
 
 __all__ = ["Console", "Pc"]
@@ -157,11 +158,11 @@ class Pc:
         """
         options = replace(options or LoadOptions(), rsdp=self.rsdp_address)
         state = load_image(image, self.memory, options)
-        command_line = options.command_line.encode() + b"\0"
+        command_line = options.encoded_command_line + b"\0"
         self.fw_cfg.add_number(Key.COMMAND_LINE_SIZE, len(command_line), 4)
         self.fw_cfg.add(Key.COMMAND_LINE_DATA, command_line)
         if options.initrd is not None:
-            contents = options.initrd.read_bytes()
+            contents = read_image(options.initrd, "initrd")
             self.fw_cfg.add_number(Key.INITRD_SIZE, len(contents), 4)
             self.fw_cfg.add(Key.INITRD_DATA, contents)
         return state

@@ -87,10 +87,11 @@ class LocalApic:
         self._reset_id = apic_id
         self.timer = ApicTimer(clock, self._timer_expired)
         self._base = APIC_BASE_DEFAULT | BASE_BSP | BASE_ENABLE
+        self._page: int | None = None
         self.extint_line = False
         self.nmi_pending = False
         self._reset_registers()
-        bus.register_mmio(APIC_BASE_DEFAULT, APIC_PAGE, self)
+        self._map(APIC_BASE_DEFAULT)
 
     def _reset_registers(self) -> None:
         """Power-up state (SDM Vol. 3, 11.4.7.1)."""
@@ -147,8 +148,6 @@ class LocalApic:
         skips_xapic = extended and not self.enabled
         if extended and not enabled or leaves_x2apic or skips_xapic:
             raise MsrFault(f"IA32_APIC_BASE: {self._base:#x} -> {value:#x} is no transition the APIC makes")
-        if self.enabled and not self.x2apic:
-            self._bus.unregister_mmio(self._base & ~(APIC_PAGE - 1), APIC_PAGE)
         was_enabled, was_x2apic = self.enabled, self.x2apic
         self._base = value
         if was_enabled and not enabled:
@@ -156,10 +155,17 @@ class LocalApic:
         elif extended and not was_x2apic:
             self._ldr = self._x2apic_ldr()
             self._icr &= 0xFFFF_FFFF
-        if enabled and not extended:
-            self._bus.register_mmio(value & ~(APIC_PAGE - 1), APIC_PAGE, self)
+        self._map(value & ~(APIC_PAGE - 1) & self._physical_mask if enabled and not extended else None)
         self._refresh_extint()
         self._changed()
+
+    def _map(self, page: int | None) -> None:
+        """Answer at this page from now on, or nowhere. A page that another device has stays that device's."""
+        if self._page is not None:
+            self._bus.unregister_mmio(self._page, APIC_PAGE)
+        self._page = page if page is not None and not self._bus.is_mmio(page) else None
+        if self._page is not None:
+            self._bus.register_mmio(self._page, APIC_PAGE, self)
 
     def _x2apic_ldr(self) -> int:
         return self._id >> 4 << 16 | 1 << (self._id & 0xF)

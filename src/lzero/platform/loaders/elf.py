@@ -63,7 +63,7 @@ def parse_elf(data: bytes, path: Path) -> ElfImage:
             raise ImageError(f"image {path}: an ELF file for {elf['e_machine']}, not for x86")
         headers = [segment.header for segment in elf.iter_segments() if segment.header.p_type == "PT_LOAD"]
         bits, entry = elf.elfclass, elf.header.e_entry
-    except (ELFError, ConstructError, ValueError, OverflowError, TypeError, AttributeError, KeyError) as error:
+    except (ELFError, ConstructError, ValueError, ArithmeticError, TypeError, AttributeError, LookupError) as error:
         raise ImageError(f"image {path}: a damaged ELF file ({error or type(error).__name__})") from error
     segments = []
     for h in headers:

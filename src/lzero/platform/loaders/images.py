@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from dataclasses import dataclass
 from enum import Enum
@@ -72,9 +73,9 @@ class LoadOptions:
     rsdp: int = 0
 
     @property
-    def command_line(self) -> str:
-        """The words without the image's name."""
-        return " ".join(word for word in (*self.args, self.append) if word)
+    def encoded_command_line(self) -> bytes:
+        """The words, without the image's name."""
+        return os.fsencode(" ".join(word for word in (*self.args, self.append) if word))
 
 
 def read_image(path: Path, what: str = "image") -> bytes:

@@ -170,7 +170,7 @@ def _enter(
     """Fill in the zero page, place command line and initrd."""
     if not memory.contains(entry):
         raise ImageError(f"the kernel's entry point {entry:#x} is outside RAM")
-    command_line = options.command_line.encode()
+    command_line = options.encoded_command_line
     limit = min(command_line_size or 255, COMMAND_LINE_LIMIT - 1)
     if len(command_line) > limit:
         raise ImageError(f"the kernel takes a command line of {limit} bytes, not {len(command_line)}; shorten it")

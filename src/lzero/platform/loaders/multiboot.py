@@ -7,6 +7,7 @@ kludge"), which take precedence.
 
 from __future__ import annotations
 
+import os
 import struct
 from dataclasses import dataclass
 from enum import IntFlag
@@ -77,7 +78,7 @@ def load(data: bytes, path: Path, memory: GuestMemory, options: LoadOptions) -> 
     if not memory.contains(entry):
         raise ImageError(f"image {path}: the entry point {entry:#x} is outside RAM")
     modules = _load_modules(_wanted_modules(options), end, memory)
-    command_line = f"{path} {options.command_line}".rstrip()
+    command_line = os.fsencode(path) + b" " + options.encoded_command_line
     info = _write_info(memory, command_line, modules)
     return protected_mode_entry(memory, entry, {"rax": ENTRY_MAGIC, "rbx": info})
 
@@ -144,16 +145,16 @@ class _Area:
         return address
 
 
-def _write_info(memory: GuestMemory, command_line: str, modules: list[LoadedModule]) -> int:
+def _write_info(memory: GuestMemory, command_line: bytes, modules: list[LoadedModule]) -> int:
     """The information structure and what it points to; its address."""
     area = _Area(memory, MULTIBOOT_INFO_ADDRESS + INFO_SIZE)
     entries = memory.e820()
     # An entry's size field does not count itself (3.3, mmap).
     memory_map = b"".join(struct.pack("<IQQI", 20, e.base, e.size, e.type) for e in entries)
     map_address = area.place(memory_map)
-    command_line_address = area.place(command_line.encode() + b"\0")
+    command_line_address = area.place(command_line.rstrip() + b"\0")
     name_address = area.place(LOADER_NAME + b"\0")
-    strings = [area.place(module.string.encode() + b"\0") for module in modules]
+    strings = [area.place(os.fsencode(module.string) + b"\0") for module in modules]
     table = b"".join(
         struct.pack("<IIII", module.start, module.end, string, 0)
         for module, string in zip(modules, strings, strict=True)
