@@ -6,6 +6,7 @@ as 32 bits to the debug console, so that two machines can be compared access by 
 
 from __future__ import annotations
 
+import io
 import struct
 import subprocess
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from bootimages import Elf, MultibootHeader
 from pcboard import Board
 
 LOAD, GDT, IDT, STUBS = 0x100000, 0x100FE8, 0x101000, 0x101800
+DEBUG_CONSOLE, SERIAL = 0xE9, 0x3F8
 COUNTER = 0x80000
 TAKE_LIMIT = 20
 """Interrupts that one TAKE receives at most: a storm must not hang the other machine."""
@@ -49,7 +51,7 @@ class Step:
         return f"{self.op.name} {self.address:#x} {self.value:#x} ({self.size})"
 
 
-def _source() -> str:
+def _source(output: int) -> str:
     return f"""
         cli
         mov esp, 0x90000
@@ -130,7 +132,7 @@ def _source() -> str:
         jmp emit
     put:
         push edx
-        mov dx, 0xe9
+        mov dx, {output}
         out dx, al
         shr eax, 8
         out dx, al
@@ -152,11 +154,11 @@ def _source() -> str:
     """
 
 
-def kernel() -> bytes:
-    """The multiboot image that runs scripts."""
+def kernel(output: int = DEBUG_CONSOLE) -> bytes:
+    """The multiboot image that runs scripts and writes results to a port, byte by byte."""
     header = MultibootHeader().encode()
     assembler = Ks(KS_ARCH_X86, KS_MODE_32)
-    code = bytes(assembler.asm(_source(), LOAD + len(header))[0])
+    code = bytes(assembler.asm(_source(output), LOAD + len(header))[0])
     # "interrupt" is the tail of the code: find it as the assembler placed it.
     tail = bytes(assembler.asm("xchg eax, [esp]")[0])
     common = LOAD + len(header) + code.rindex(tail)
@@ -190,10 +192,25 @@ def run_on_qemu(steps: Sequence[Step], directory: Path) -> list[int]:
     command += ["-serial", "null", "-debugcon", f"file:{output}", "-kernel", str(image), "-initrd", str(module)]
     done = subprocess.run(command, capture_output=True, timeout=20, check=False)
     assert done.returncode == 1, done.stderr.decode()
-    data = output.read_bytes()
     # SeaBIOS writes text to the same console before the kernel starts; the marker is the script's first result.
+    return _results(output.read_bytes())
+
+
+def _results(data: bytes) -> list[int]:
     data = data[data.index(MARKER_BYTES) + 4 :]
     return [word for (word,) in struct.iter_unpack("<I", data[: len(data) // 4 * 4])]
+
+
+def run_on_machine(steps: Sequence[Step], directory: Path) -> list[int]:
+    """What the script's results are on the whole machine: engine, L0 and board. It must leave the serial port alone."""
+    from lzero import Machine
+
+    image, module, console = directory / "script.elf", directory / "script.bin", io.BytesIO()
+    image.write_bytes(kernel(SERIAL))
+    module.write_bytes(encode(steps))
+    result = Machine(image, modules=[str(module)], console=console, memory="64M", timeout="host:60").run()
+    assert result.debug_exit == 0, result.message
+    return _results(console.getvalue())
 
 
 MARKER_VALUE = 0x1EE7_C0DE
