@@ -1,4 +1,5 @@
-"""What recording an exit costs: nanoseconds per `Recorder.record`, with and without a file, and memory over many exits.
+"""What recording an exit costs: nanoseconds per `Recorder.record`, with and without a file, and memory over many
+exits.
 
 Usage: trace_recorder.py [--exits 2000000]
 """

@@ -55,13 +55,13 @@ def make(directory: Path, rows: int, seed: int) -> None:
             to_frame(part(number, random)).write_parquet(target, compression="lz4")
 
 
-def timed(*words: str) -> tuple[float, float]:
-    """Wall seconds and peak MiB of a command."""
+def timed(*words: str) -> tuple[float, float, float]:
+    """Wall seconds, processor seconds and peak MiB of a command."""
     start = time.perf_counter()
     process = subprocess.Popen([sys.executable, "-m", "lzero", *words], stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     assert status == 0, words
-    return time.perf_counter() - start, usage.ru_maxrss / 1024
+    return time.perf_counter() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
 
 
 def main() -> None:
@@ -75,16 +75,16 @@ def main() -> None:
         make(path, options.rows, seed)
     size = sum(file.stat().st_size for file in paths[0].iterdir())
     print(f"{options.rows} exits a trace, {size / options.rows:.1f} bytes an exit on disk")
-    print(f"{'command':<28} {'seconds':>8} {'MiB':>7}   bound")
+    print(f"{'command':<28} {'seconds':>8} {'cpu s':>7} {'MiB':>7}   bound")
     for words, bound in (
         (["trace", "show", str(paths[0])], "5 s"),
         (["trace", "show", "--by", "rip", str(paths[0])], "-"),
         (["trace", "causes", str(paths[0])], "-"),
         (["trace", "diff", *map(str, paths)], "15 s"),
     ):
-        seconds, memory = timed(*words)
+        seconds, processor, memory = timed(*words)
         print(
-            f"{' '.join(words[:-1] if words[1] != 'diff' else words[:2]):<28} {seconds:>8.2f} {memory:>7.0f}   {bound}"
+            f"{' '.join(words[:-1] if words[1] != 'diff' else words[:2]):<28} {seconds:>8.2f} {processor:>7.2f} {memory:>7.0f}   {bound}"
         )
 
 

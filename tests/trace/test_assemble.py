@@ -7,6 +7,7 @@ import pytest
 
 from lzero.trace.aggregates import Aggregates, add_rows
 from lzero.trace.assemble import Assembler
+from lzero.trace.readers.binary.native import native_totals
 from lzero.trace.readers.events import Diagnosis, event_dtype
 from lzero.trace.readers.fastlines import parse_chunk
 from lzero.trace.schema import numpy_dtype
@@ -73,6 +74,15 @@ def test_fast_path_exit_of_l2_has_no_nested_event() -> None:
     ]  # fmt: skip
     rows, _ = assemble(to_events(events))
     assert rows["level"].tolist() == [2, 1]
+
+
+@pytest.mark.parametrize(("reason", "level"), [("VMREAD", 1), ("vmrun", 1), ("vmload", 1), ("npf", 2), ("HLT", 2)])
+def test_only_l1_executes_vmx_and_svm_instructions_for_itself(reason: str, level: int) -> None:
+    events = to_events([Event("kvm_nested_vmenter", 1000), Event("kvm_exit", 2000, reason=reason)])
+    rows, _ = assemble(events)
+    assert rows["level"].tolist() == [level]
+    totals = native_totals(lambda: iter([events]), Diagnosis("test"))
+    assert totals is None or totals.levels() == [level]
 
 
 def test_exit_without_entry_has_no_duration_and_the_last_exit_is_kept() -> None:

@@ -107,6 +107,8 @@ def test_killed_recording_leaves_readable_rows(tmp_path: Path) -> None:
     process.stdout.close()
     assert not path.exists()
     assert open_trace(path).collect()["seq"].to_list() == list(range(90))
+    shown = subprocess.run([sys.executable, "-m", "lzero", "trace", "show", str(path)], capture_output=True, check=True)
+    assert b"Total Samples:90" in shown.stdout and b"was killed or is still running" in shown.stderr
 
 
 def test_unwritable_place_is_a_usage_error(tmp_path: Path) -> None:
@@ -121,3 +123,10 @@ def test_record_is_cheap() -> None:
     for n in range(50_000):
         recorder.record(n, -1, 0, 1, 10, 0, 0xFFFFFFFF81000000, 2, 0, 0, 0, -1, n, n, 5000, 1)
     assert (time.perf_counter() - start) / 50_000 < 5e-6
+
+
+def test_importing_the_package_loads_neither_numpy_nor_polars() -> None:
+    heavy = {"numpy", "polars", "plotly", "unicorn"}
+    code = f"import sys, lzero.trace, lzero.report; print(sorted({heavy} & set(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    assert result.stdout.strip() == b"[]"

@@ -119,7 +119,7 @@ def test_lost_events_are_counted_and_located(line: bytes, lost: int) -> None:
 
 
 def test_headers_and_other_events_are_no_problems() -> None:
-    header = b"# tracer: nop\n#\n# entries-in-buffer/entries-written: 2/2   #P:8\n\ncpus=8\n"
+    header = b"CPU 1 is empty\n# tracer: nop\n#\n# entries-in-buffer/entries-written: 2/2   #P:8\n\ncpus=8\n"
     other = b"  swapper     0 [002]   770.850306: sched:sched_switch: prev_comm=a prev_pid=1\n"
     rows, diagnosis = read(header + other + render([Event("kvm_exit", 10**9)]))
     assert len(rows) == 1 and diagnosis.others == 1 and not diagnosis.problems

@@ -79,6 +79,7 @@ def show(
     from lzero.trace.breakdown import break_down
     from lzero.trace.filters import parse_filters
     from lzero.trace.frames import counts_of, frames
+    from lzero.trace.store import is_unfinished
     from lzero.trace.symbols import Symbols
     from lzero.trace.table import breakdown_table
 
@@ -100,6 +101,10 @@ def show(
         result = break_down(frames(source, diagnoses, strict=strict), by, condition, table)
     typer.echo(breakdown_table(result.sorted(sort), top), nl=False)
     _say(diagnoses)
+    if source != "-" and is_unfinished(Path(source)):
+        sys.stderr.write(
+            f"{source}: the recording was killed or is still running; these are the parts written so far\n"
+        )
 
 
 @app.command()

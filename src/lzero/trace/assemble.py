@@ -5,8 +5,8 @@ what it was:
 
 * ``kvm_nested_vmexit``: the exit was of L2. Without it, an exit between ``kvm_nested_vmenter`` and a reflection is of
 L2 too (KVM's fast
-  path handles some exits before it would trace them), unless its reason is a VMX instruction, which only L1 executes
-  there.
+  path handles some exits before it would trace them), unless its reason is a VMX or SVM instruction, which only L1
+  executes there.
 * ``kvm_nested_vmexit_inject``, or simply that the next exit is L1's: the exit was reflected.
 * ``kvm_entry``: the time to it is the exit's duration.
 
@@ -29,6 +29,7 @@ __all__ = ["Assembler"]
 Array = np.ndarray[Any, Any]
 
 _VMX_INSTRUCTIONS: Final = np.array([19, 20, 21, 22, 23, 24, 25, 26, 27, 50, 53])  # VMCLEAR to VMON, INVEPT, INVVPID
+_SVM_INSTRUCTIONS: Final = np.array([0x80, 0x82, 0x83, 0x84, 0x85])  # VMRUN, VMLOAD, VMSAVE, STGI, CLGI
 _NPF: Final = 0x400
 _EPT_VIOLATION: Final = 48
 _EPT_MISCONFIG: Final = 49
@@ -136,7 +137,8 @@ class Assembler:
         kinds = events["kind"]
         states = np.concatenate(([vcpu.state], _states(kinds, vcpu.state)))[exits]
         nested = np.add.reduceat(kinds == EventKind.NESTED_VMEXIT, exits) > 0
-        instruction = (events["isa"][exits] == 1) & np.isin(events["reason"][exits] & 0xFFFF, _VMX_INSTRUCTIONS)
+        reason, vmx = events["reason"][exits] & 0xFFFF, events["isa"][exits] == 1
+        instruction = np.where(vmx, np.isin(reason, _VMX_INSTRUCTIONS), np.isin(reason, _SVM_INSTRUCTIONS))
         levels: Array = np.where(nested | (states == _STATE_L2) & ~instruction, 2, 1).astype(np.uint8)
         return levels
 

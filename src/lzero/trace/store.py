@@ -20,7 +20,17 @@ if TYPE_CHECKING:
     import numpy as np
     import polars as pl
 
-__all__ = ["PartWriter", "export_table", "is_store", "open_trace", "part_files", "row_count", "to_frame", "to_rows"]
+__all__ = [
+    "PartWriter",
+    "export_table",
+    "is_store",
+    "is_unfinished",
+    "open_trace",
+    "part_files",
+    "row_count",
+    "to_frame",
+    "to_rows",
+]
 
 _VERSION_KEY: Final = "lzero.trace.schema"
 _MAGIC: Final = b"PAR1"
@@ -125,13 +135,18 @@ class PartWriter:
 
 def is_store(path: Path) -> bool:
     """Whether `path` is a trace of lzero's own: a file, a killed recording, or a folder with Parquet parts."""
-    if path.with_name(path.name + ".parts").is_dir() or path.is_dir() and any(path.rglob("*.parquet")):
+    if is_unfinished(path) or path.is_dir() and any(path.rglob("*.parquet")):
         return True
     try:
         with path.open("rb") as file:
             return file.read(4) == _MAGIC
     except OSError:
         return False
+
+
+def is_unfinished(path: Path) -> bool:
+    """Whether a recording to `path` was killed, or is under way."""
+    return path.with_name(path.name + ".parts").is_dir()
 
 
 def part_files(path: Path) -> list[Path]:

@@ -54,7 +54,7 @@ _LOST: Final = re.compile(
     r"|PERF_RECORD_LOST\D*(?P<c>\d+)|lost\s+(?P<d>\d+)\s+events",
     re.IGNORECASE,
 )
-_HEADER: Final = re.compile(r"^\s*(?:#|cpus=\d|version = |\s*$|=+$|-+$)")
+_HEADER: Final = re.compile(r"^\s*(?:#|cpus=\d|version = |CPU \d+ is empty|\s*$|=+$|-+$)")
 _STACK: Final = re.compile(r"^\s+[0-9a-f]{8,16}\s\S")
 
 

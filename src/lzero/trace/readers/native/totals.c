@@ -18,7 +18,7 @@ struct exit {
 	uint64_t duration;
 	uint32_t code;
 	uint8_t runs_before; /* what ran when it happened, by the nested events before it */
-	uint8_t instruction; /* a VMX instruction, which only L1 executes while L2 may be thought to run */
+	uint8_t instruction; /* a VMX or SVM instruction, which only L1 executes while L2 may be thought to run */
 	uint8_t nested;
 	uint8_t injected;
 	uint8_t entered;
@@ -208,6 +208,11 @@ static int is_vmx_instruction(uint32_t reason)
 	return (reason >= 19 && reason <= 27) || reason == 50 || reason == 53;
 }
 
+static int is_svm_instruction(uint32_t reason)
+{
+	return reason == 0x80 || (reason >= 0x82 && reason <= 0x85);
+}
+
 static int one(struct totals *totals, const struct row *row)
 {
 	struct vcpu *vcpu = find_vcpu(totals, row);
@@ -225,7 +230,7 @@ static int one(struct totals *totals, const struct row *row)
 			.time = row->time_ns,
 			.code = (row->reason & 0xffff) | (row->isa == ISA_SVM ? SVM_BIT : 0),
 			.runs_before = vcpu->runs,
-			.instruction = row->isa == ISA_VMX && is_vmx_instruction(row->reason & 0xffff),
+			.instruction = row->isa == ISA_VMX ? is_vmx_instruction(row->reason & 0xffff) : is_svm_instruction(row->reason & 0xffff),
 			.valid = 1,
 		};
 		break;
