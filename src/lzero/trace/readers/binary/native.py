@@ -94,12 +94,11 @@ def library() -> C.CDLL | None:
 
 @cache
 def _load() -> C.CDLL | None:
-    path = _PREBUILT if _is_new(_PREBUILT) else _build()
-    if path is None:
-        return None
-    try:
-        native = C.CDLL(str(path))
-    except OSError:
+    digest = hashlib.sha256(b"".join(source.read_bytes() for source in sorted(_SOURCES.glob("*.[ch]")))).hexdigest()
+    native = _open(_PREBUILT)
+    if native is None or C.cast(native.lz_digest(), C.c_char_p).value != digest.encode():
+        native = _open(_build(digest))
+    if native is None:
         return None
     pointer, number = C.c_void_p, C.c_uint64
     native.lz_decode.argtypes = [pointer, number, pointer, pointer, C.c_uint32, pointer, pointer, number, pointer]
@@ -131,18 +130,24 @@ def _load() -> C.CDLL | None:
     return native
 
 
-def _is_new(path: Path) -> bool:
-    newest = max((source.stat().st_mtime for source in _SOURCES.glob("*")), default=0.0)
-    return path.exists() and path.stat().st_mtime >= newest
+def _open(path: Path | None) -> C.CDLL | None:
+    """The library at a path, None where there is none that can be loaded."""
+    if path is None or not path.exists():
+        return None
+    try:
+        native = C.CDLL(str(path))
+        native.lz_digest.restype = C.c_void_p
+    except (OSError, AttributeError):
+        return None
+    return native
 
 
-def _build() -> Path | None:
+def _build(digest: str) -> Path | None:
     """Compile into the user's cache; None without a compiler."""
     compiler = shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc") or shutil.which("clang")
     sources = sorted(_SOURCES.glob("*.c"))
     if compiler is None or not sources:
         return None
-    digest = hashlib.sha256(b"".join(source.read_bytes() for source in sorted(_SOURCES.glob("*.[ch]")))).hexdigest()
     folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "lzero"
     target = folder / f"_events-{digest[:16]}.so"
     if target.exists():

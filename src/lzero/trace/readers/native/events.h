@@ -124,4 +124,7 @@ uint64_t lz_totals_exits(const struct totals *totals, struct exit_totals *out, u
 uint64_t lz_totals_caused(const struct totals *totals, struct caused_totals *out, uint64_t room);
 uint64_t lz_totals_backwards(const struct totals *totals, uint64_t *first_time);
 
+/* Digest of the sources that the library was built from. */
+const char *lz_digest(void);
+
 #endif
