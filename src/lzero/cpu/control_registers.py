@@ -79,7 +79,7 @@ def _store_machine_status_word(p: Processor, i: Instruction) -> int:
         p.set_gpr(number, value, size)
         return p.complete(i)
     if not p.write_linear(p.linear_address(i), (value & 0xFFFF).to_bytes(2, "little")):
-        return int(Action.ENTER)  # the fault was delivered instead
+        return p.after_fault
     return p.complete(i)
 
 
@@ -129,7 +129,7 @@ def _load_machine_status_word(p: Processor, i: Instruction) -> int:
     else:
         data = p.read_linear(p.linear_address(i), 2)
         if data is None:
-            return int(Action.ENTER)
+            return p.after_fault
         source = int.from_bytes(data, "little")
     mask, shadow = p.vmread(Field.CR0_GUEST_HOST_MASK), p.vmread(Field.CR0_READ_SHADOW)
     changes_owned = (source ^ shadow) & mask & 0xE

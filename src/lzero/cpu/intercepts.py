@@ -20,6 +20,7 @@ from lzero.errors import GuestFault
 from lzero.sdm.controls import ProcBased, ProcBased2
 from lzero.sdm.exceptions import Vector
 from lzero.sdm.exit_reasons import ExitReason
+from lzero.sdm.formats import EventType
 from lzero.sdm.registers import Cr0, Cr4
 from lzero.sdm.vmcs_fields import Field
 
@@ -226,6 +227,8 @@ def undefined(p: Processor) -> int:
         reason = _VMX_INSTRUCTIONS.get(i.mnemonic)
         if reason is not None and p.vmx_instruction_defined(i):
             return _vmx_instruction(p, i, reason)
+        if i.mnemonic == Mnemonic.INT1:
+            return p.software_event(Vector.DB, EventType.PRIVILEGED_SOFTWARE_EXCEPTION, i)
         if i.mnemonic == Mnemonic.INVPCID:
             return _invpcid(p, i)
         if i.mnemonic == Mnemonic.RDSEED and p.configuration.proc2 & ProcBased2.RDSEED_EXITING:
@@ -254,7 +257,7 @@ def _invpcid(p: Processor, i: Instruction) -> int:
         return _with_memory_operand(p, i, ExitReason.INVPCID)
     descriptor = p.read_linear(p.linear_address(i), 16)
     if descriptor is None:
-        return _ENTER
+        return p.after_fault
     kind = p.gpr_value(i.register(0)[0])
     if kind > 3 or int.from_bytes(descriptor[:8], "little") >> 12 or not p.pcid_valid(kind, descriptor):
         return p.raise_exception(Vector.GP, 0)
@@ -300,7 +303,8 @@ def software_exception(p: Processor) -> int:
 
 
 def shutdown(p: Processor) -> int:
-    """Triple fault."""
+    """Triple fault; what was being delivered is not recorded (28.2.4)."""
+    p.end_delivery()
     return p.vm_exit(ExitReason.TRIPLE_FAULT)
 
 

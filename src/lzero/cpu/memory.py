@@ -170,5 +170,6 @@ def _pages(address: int, size: int) -> list[tuple[int, int]]:
 def _translation_fault(p: Processor, linear: int) -> None:
     vector, error_code = p.walk_failure()
     if vector == Vector.PF:
-        p.cr2 = linear
-    p.raise_exception(vector, error_code)
+        p.after_fault = p.raise_page_fault(linear, error_code)
+    else:
+        p.after_fault = p.raise_exception(vector, error_code)

@@ -28,6 +28,7 @@ from lzero.sdm.capabilities import VmxCapabilities
 from lzero.sdm.controls import PinBased, ProcBased, ProcBased2, VmEntry, VmExit
 from lzero.sdm.exceptions import Vector
 from lzero.sdm.exit_reasons import ExitReason
+from lzero.sdm.formats import EventType
 from lzero.sdm.registers import Cr4, Efer
 from lzero.sdm.vmcs_fields import Field
 
@@ -50,7 +51,7 @@ _TIMER = _P[Field.VMX_PREEMPTION_TIMER_VALUE]
 _EFER, _CS_RIGHTS = _P[Field.GUEST_IA32_EFER], _P[Field.GUEST_CS_ACCESS_RIGHTS]
 _SEGMENT_BASE = [_P[Field.GUEST_ES_BASE] + n for n in range(6)]
 _DR7 = _P[Field.GUEST_DR7]
-_GD = 1 << 13
+_GD, _RF = 1 << 13, 1 << 16
 _VALID = 1 << 31
 _M64 = (1 << 64) - 1
 _STOP, _ENTER = int(Action.STOP), int(Action.ENTER)
@@ -101,6 +102,7 @@ class Processor:
         self.shadow_vmcs: Vmcs | None = None
         self.on_shadow_access: Callable[[int, int], None] | None = None
         self.apic = VirtualApic(self)
+        self.after_fault = _ENTER
         slot = self.engine.slot
         self._slots = self.engine.slots
         self._slots[slot["maxphyaddr"]] = capabilities.physical_address_width
@@ -361,7 +363,8 @@ class Processor:
         information: int = 0,
         guest_linear_address: int = 0,
     ) -> int:
-        """VM exit due to an instruction: RIP stays on it, its length is recorded."""
+        """VM exit due to an instruction: RIP stays on it, its length is recorded, RF is 0 (SDM 3C 28.3.3)."""
+        self.words[_RFLAGS] &= ~_RF
         return self.vm_exit(
             reason,
             qualification,
@@ -407,15 +410,41 @@ class Processor:
 
     def raise_exception(self, vector: int, error_code: int | None = None) -> int:
         """Raise an exception at RIP: a VM exit if the exception bitmap says so, else delivery through the IDT."""
-        has_error = error_code is not None
-        event = _VALID | 3 << 8 | (1 << 11 if has_error else 0) | vector
         if self.words[_P[Field.EXCEPTION_BITMAP]] >> vector & 1:
+            event = _VALID | 3 << 8 | (1 << 11 if error_code is not None else 0) | vector
+            self.words[_RFLAGS] |= _RF
             return self.vm_exit(ExitReason.EXCEPTION_NMI, interruption=event, interruption_error=error_code or 0)
+        return self._deliver_exception(vector, error_code)
+
+    def _deliver_exception(self, vector: int, error_code: int | None) -> int:
+        event = _VALID | 3 << 8 | (1 << 11 if error_code is not None else 0) | vector
+        self.words[_RFLAGS] |= _RF
         slots, slot = self._slots, self._slot
         slots[slot["entry_event"]] = event
         slots[slot["entry_error"]] = error_code or 0
         slots[slot["entry_length"]] = 0
         return self._resume()
+
+    def software_event(self, vector: int, kind: EventType, i: Instruction) -> int:
+        """INT1, which the engine does not know: a VM exit or delivery, with RIP after it on the stack."""
+        event = _VALID | kind << 8 | vector
+        if self.words[_P[Field.EXCEPTION_BITMAP]] >> vector & 1:
+            return self.vm_exit(ExitReason.EXCEPTION_NMI, interruption=event, length=i.length)
+        slots, slot = self._slots, self._slot
+        slots[slot["entry_event"]], slots[slot["entry_error"]], slots[slot["entry_length"]] = event, 0, i.length
+        return self._resume()
+
+    def raise_page_fault(self, linear: int, error_code: int) -> int:
+        """Raise #PF: a VM exit that leaves CR2 alone if bitmap, mask and match say so (SDM 3C 26.2), else delivery."""
+        words = self.words
+        selected = words[_P[Field.EXCEPTION_BITMAP]] >> Vector.PF & 1
+        mask, match = (words[_P[f]] for f in (Field.PAGE_FAULT_ERROR_CODE_MASK, Field.PAGE_FAULT_ERROR_CODE_MATCH))
+        if bool(selected) == (error_code & mask == match):
+            event = _VALID | 3 << 8 | 1 << 11 | Vector.PF
+            words[_RFLAGS] |= _RF
+            return self.vm_exit(ExitReason.EXCEPTION_NMI, linear, interruption=event, interruption_error=error_code)
+        self.cr2 = linear
+        return self._deliver_exception(Vector.PF, error_code)
 
     # --- registers and memory as an instruction sees them ------------------------------------------------------------
 
@@ -485,11 +514,14 @@ class Processor:
         return slots[slot["walk_vector"]], slots[slot["walk_error"]]
 
     def read_linear(self, linear: int, size: int, *, fault: bool = True) -> bytes | None:
-        """Read guest memory as a supervisor access; None after a page fault (delivered to the guest if `fault`)."""
+        """Read guest memory as a supervisor access; None after a page fault.
+
+        With `fault` it was raised in the guest: what the engine does next is :attr:`after_fault`.
+        """
         return self.memory.read_linear(self, linear, size, fault=fault)
 
     def write_linear(self, linear: int, data: bytes, *, fault: bool = True) -> bool:
-        """Write guest memory as a supervisor access; False after a page fault (delivered to the guest if `fault`)."""
+        """Write guest memory as a supervisor access; False after a page fault: see :meth:`read_linear`."""
         return self.memory.write_linear(self, linear, data, fault=fault)
 
     def load_pdptes(self, cr3: int) -> bool:
@@ -525,9 +557,14 @@ class Processor:
         """Whether an event is being delivered."""
         return bool(self._slots[self._delivering])
 
+    def end_delivery(self) -> None:
+        """The exit that follows is not taken for one met while an event was being delivered."""
+        self._slots[self._delivering] = 0
+
     def raise_debug(self, causes: int) -> int:
         """Raise #DB at RIP: a VM exit that leaves DR6 and DR7 alone, or delivery that notes the causes in DR6."""
         if self.words[_P[Field.EXCEPTION_BITMAP]] >> Vector.DB & 1:
+            self.words[_RFLAGS] |= _RF
             return self.vm_exit(ExitReason.EXCEPTION_NMI, causes, interruption=_VALID | 3 << 8 | Vector.DB)
         state, dr6 = self.engine.state, self.engine.word("dr6")
         state[dr6] = (state[dr6] & ~0xF) | causes

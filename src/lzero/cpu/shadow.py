@@ -56,7 +56,7 @@ def shadow_access(p: Processor, i: Instruction, reason: int, shadow: Vmcs | None
         return _fail(p, i, _ZERO)
     done = _read(p, i, shadow, encoding) if is_read else _write(p, i, shadow, encoding)
     if not done:
-        return int(Action.ENTER)
+        return p.after_fault
     p.words[_RFLAGS] &= ~_ARITHMETIC
     p.shadow_accessed(reason, encoding)
     return p.complete(i)

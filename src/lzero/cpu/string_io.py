@@ -24,7 +24,7 @@ def access_absent_port(p: Processor, i: Instruction, size: int, *, is_in: bool) 
     linear = p.string_operand(is_in=is_in)
     done = p.write_linear(linear, b"\xff" * size) if is_in else p.read_linear(linear, size) is not None
     if not done:
-        return int(Action.ENTER)  # the fault was delivered instead
+        return p.after_fault
     step = -size if p.words[_RFLAGS] & _DF else size
     _add(p, i, _RDI if is_in else _RSI, step)
     if i.raw.has_rep_prefix or i.raw.has_repne_prefix:

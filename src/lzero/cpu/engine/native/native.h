@@ -86,7 +86,8 @@ enum lz_trap_code {
 /* QEMU's hflags, checked by the self-test at start. */
 enum { HF_CPL = 3, HF_INHIBIT_IRQ = 1 << 3, HF_TF = 1 << 8, HF_LMA = 1 << 14, HF_CS64 = 1 << 15, HF_CS32 = 1 << 4, HF_GUEST = 1 << 21,
        HF_SMAP = 1 << 23, HF2_GIF = 1 << 0, HF2_NMI = 1 << 2 };
-enum { DR6_CAUSES = 0x600f, DR7_GD = 0x2000 };
+#define RFLAGS_RF 0x10000ull
+enum { DR6_CAUSES = 0x600f, DR6_BS = 0x4000, DR7_GD = 0x2000 };
 enum { LZ_REQUEST = 2 /* CPU_INTERRUPT_HARD: a bit that no other part of the engine sets by itself */ };
 enum { CC_MASK = 0x8d5, CC_OP_EFLAGS = 1 };
 

@@ -27,12 +27,32 @@ _Noreturn void lz_leave(struct lz_machine *m, uint32_t code, uint64_t param, uin
         lz_engine.cpu_restore_state(m->cpu, retaddr, true);
     m->s.trap_param = param;
     C32(exception_index) = ENGINE_VMEXIT + code;
+    E32(exception_is_int) = 0; /* else the engine moves RIP past an INT n whose delivery failed */
     E32(old_exception) = 0xffffffffu;
     lz_engine.cpu_loop_exit(m->cpu);
     __builtin_unreachable();
 }
 
 /* --- entry: load state, deliver the event --------------------------------------------------------------------- */
+
+/* An error code of a fault met in delivery: the engine counts gates of 16 bytes and leaves EXT out (SDM 3A 6.13). */
+static uint32_t delivery_error(const struct lz_machine *m, unsigned vector, uint32_t error)
+{
+    if (!m->in_delivery || vector < 10 || vector > 13)
+        return error;
+    uint32_t type = m->s.delivering >> 8 & 7;
+    if ((error & 2) && (E32(hflags) & HF_LMA))
+        error = ((error & ~7u) >> 1 & ~7u) | (error & 7);
+    return error | (type != SOFTWARE_INTERRUPT && type != SOFTWARE_EXCEPTION);
+}
+
+/* Whether an exception is a fault, that is, leaves RIP on the instruction and sets RF in the saved RFLAGS. */
+static bool is_fault(struct lz_machine *m, unsigned vector)
+{
+    if (vector == 1)
+        return !(E64(dr6) & DR6_BS); /* instruction breakpoints and general detect */
+    return vector != 2 && vector != 3 && vector != 4 && vector != 8 && vector != 18;
+}
 
 static void set_pending_exception(struct lz_machine *m, unsigned vector)
 {
@@ -44,7 +64,7 @@ static void set_pending_exception(struct lz_machine *m, unsigned vector)
 static void deliver(struct lz_machine *m, uint32_t event, uint32_t error, uint64_t length)
 {
     unsigned vector = event & 0xff, type = event >> 8 & 7;
-    bool software = type >= SOFTWARE_INTERRUPT;
+    bool software = type == SOFTWARE_INTERRUPT || type == SOFTWARE_EXCEPTION;
     m->s.delivering = event;
     m->s.delivering_error = error;
     m->s.delivering_length = length;
@@ -62,6 +82,8 @@ static void deliver(struct lz_machine *m, uint32_t event, uint32_t error, uint64
         E32(exception_is_int) = software;
         E64(exception_next_eip) = E64(eip) + length;
         m->int_eip = E64(eip);
+        if (type == PRIVILEGED_EXCEPTION) /* INT1: as software, but without the check of the gate's privilege */
+            E64(eip) += length;
         lz_engine.x86_cpu_do_interrupt(m->cpu);
         E32(exception_is_int) = 0;
     }
@@ -87,6 +109,8 @@ static void enter(struct lz_machine *m)
     if (event & EVENT_VALID) {
         m->s.entry_event = 0;
         deliver(m, event, (uint32_t)m->s.entry_error, m->s.entry_length);
+    } else if (!(E64(dr7) & 0xff)) {
+        E64(eflags) &= ~RFLAGS_RF; /* without breakpoints it does nothing, but code would be translated anew for it */
     }
 }
 
@@ -116,6 +140,8 @@ static void trap(struct lz_machine *m, uint32_t code)
 {
     m->s.traps++;
     m->in_delivery = false;
+    if ((m->s.delivering >> 8 & 7) == PRIVILEGED_EXCEPTION)
+        E64(eip) = m->int_eip;
     lz_save_guest(m);
     if (code < TRAP_EXPIRED || code == TRAP_EPT_VIOLATION || code == TRAP_EPT_MISCONFIG || code >= TRAP_RDRAND)
         fetch_instruction(m);
@@ -134,7 +160,7 @@ static void trap(struct lz_machine *m, uint32_t code)
 static bool is_software_exception(const struct lz_machine *m, uint32_t vector)
 {
     uint64_t length = E64(exception_next_eip) - m->int_eip;
-    return (vector == 3 && length == 1) || vector == 4 || (vector == 1 && length == 1);
+    return (vector == 3 || vector == 4) && length == 1;
 }
 
 static void software_interrupt(struct lz_machine *m, uint32_t vector)
@@ -142,7 +168,7 @@ static void software_interrupt(struct lz_machine *m, uint32_t vector)
     uint64_t length = E64(exception_next_eip) - m->int_eip;
     bool exception = is_software_exception(m, vector);
     E64(eip) = m->int_eip; /* the engine moved it past the instruction; a fault in delivery is reported at it */
-    uint32_t type = !exception ? SOFTWARE_INTERRUPT : vector == 1 ? PRIVILEGED_EXCEPTION : SOFTWARE_EXCEPTION;
+    uint32_t type = exception ? SOFTWARE_EXCEPTION : SOFTWARE_INTERRUPT;
     uint32_t event = EVENT_VALID | type << 8 | vector;
     if (exception && (m->s.exception_bitmap >> vector & 1)) {
         m->s.trap_param = event | length << 32;
@@ -159,9 +185,18 @@ static void exception(struct lz_machine *m, uint32_t vector)
         software_interrupt(m, vector);
         return;
     }
+    if (vector == 8 && (m->s.exception_bitmap >> 8 & 1)) {
+        m->s.delivering = 0; /* SDM 3C 28.2.4: a double fault that exits is not recorded as met in delivery */
+        m->s.trap_param = 0;
+        trap(m, TRAP_EXCEPTION + 8);
+        return;
+    }
     m->s.native_exceptions++;
     uint32_t event = EVENT_VALID | HARDWARE_EXCEPTION << 8 | vector | (has_error_code(vector) ? EVENT_HAS_ERROR : 0);
-    deliver(m, event, E32(error_code), 0);
+    uint32_t error = delivery_error(m, vector, E32(error_code));
+    if (is_fault(m, vector))
+        E64(eflags) |= RFLAGS_RF;
+    deliver(m, event, error, 0);
 }
 
 /* UC_HOOK_INTR: every exception, and every intercept as 0x100 + code. */
@@ -282,6 +317,8 @@ void cpu_svm_check_intercept_param_x86_64(void *env, uint32_t type, uint64_t par
     if (type == TRAP_EXCEPTION + 14)
         return;
     bool exits = intercepted(m, type, param);
+    if (type >= TRAP_EXCEPTION && type < TRAP_EXCEPTION + 32)
+        param = delivery_error(m, type - TRAP_EXCEPTION, (uint32_t)param);
     if (type == TRAP_EXCEPTION + 1)
         param = take_debug_causes(m, exits);
     if (exits)
