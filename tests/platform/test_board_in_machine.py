@@ -8,9 +8,10 @@ import random
 from pathlib import Path
 
 import pytest
+
 from boardscript import MARKER, run_on_board, run_on_machine
+from devicescripts import QUIET, SCRIPTS
 from pcboard import Board
-from test_against_qemu import QUIET, SCRIPTS
 
 
 @pytest.mark.parametrize("seed", range(3))
