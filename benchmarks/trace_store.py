@@ -83,9 +83,8 @@ def main() -> None:
         (["trace", "diff", *map(str, paths)], "15 s"),
     ):
         seconds, processor, memory = timed(*words)
-        print(
-            f"{' '.join(words[:-1] if words[1] != 'diff' else words[:2]):<28} {seconds:>8.2f} {processor:>7.2f} {memory:>7.0f}   {bound}"
-        )
+        name = " ".join(words[:2] if words[1] == "diff" else words[:-1])
+        print(f"{name:<28} {seconds:>8.2f} {processor:>7.2f} {memory:>7.0f}   {bound}")
 
 
 if __name__ == "__main__":

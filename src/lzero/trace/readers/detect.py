@@ -5,7 +5,9 @@ from __future__ import annotations
 import gzip
 import io
 import lzma
+import os
 import re
+import select
 import sys
 import zlib
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ from lzero.errors import TraceFormatError, UsageError
 __all__ = ["Input", "Kind", "open_input"]
 
 _HEAD: Final = 65536
+_STOP_WITHIN_S: Final = 0.1
 
 
 class Kind(Enum):
@@ -66,11 +69,13 @@ class Input:
     live: bool = False
 
     def close(self) -> None:
-        """Close the input; standard input stays open."""
+        """Close the input; standard input itself stays open, but nothing waits for it any more."""
+        pipe = getattr(self.raw, "raw", None)
+        if isinstance(pipe, _LivePipe):
+            pipe.stopped = True
         if self.stream is not self.raw:
             self.stream.close()
-        if not self.live:
-            self.raw.close()
+        self.raw.close()
 
 
 def open_input(name: str) -> Input:
@@ -87,7 +92,11 @@ def open_input(name: str) -> Input:
     if not live and Path(name).is_dir():
         raise UsageError(f"{name}: is a directory without trace parts")
     try:
-        raw = sys.stdin.buffer if live else open(name, "rb", buffering=1 << 20)  # noqa: SIM115
+        raw: BinaryIO = (
+            cast("BinaryIO", io.BufferedReader(_LivePipe(sys.stdin.fileno()), 1 << 20))
+            if live
+            else open(name, "rb", buffering=1 << 20)
+        )
     except OSError as error:
         raise UsageError(f"cannot open {name}: {error.strerror}") from error
     stream = _unpacked(raw)
@@ -155,6 +164,29 @@ def _peek(raw: BinaryIO) -> bytes:
     return b""
 
 
+class _LivePipe(io.RawIOBase):
+    """Standard input, read so that a thread that waits for it can be told to stop: a blocked read would outlast the
+    program.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__()
+        self._descriptor = descriptor
+        self.stopped = False
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: object) -> int:
+        view = memoryview(cast("bytearray", buffer)).cast("B")
+        while not self.stopped:
+            if select.select([self._descriptor], [], [], _STOP_WITHIN_S)[0]:
+                piece = os.read(self._descriptor, len(view))
+                view[: len(piece)] = piece
+                return len(piece)
+        return 0
+
+
 class _Peeked(io.RawIOBase):
     """A stream whose first bytes were looked at and are read again."""
 
@@ -207,6 +239,6 @@ class _Peeked(io.RawIOBase):
         self._stream = io.BytesIO()
 
     def close(self) -> None:
-        if not self.closed and self._stream is not sys.stdin.buffer:
+        if not self.closed:
             self._stream.close()
         super().close()

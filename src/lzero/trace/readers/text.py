@@ -71,6 +71,7 @@ class _Backlog:
 
     def __init__(self, stream: BinaryIO) -> None:
         self._pieces: queue.Queue[bytes | Exception] = queue.Queue(_AHEAD)
+        self._ended = False
         self._read: Callable[[int], bytes] = getattr(stream, "read1", stream.read)
         threading.Thread(target=self._fill, name="lzero-pipe", daemon=True).start()
 
@@ -91,17 +92,25 @@ class _Backlog:
         return self._pieces.empty()
 
     def read(self, size: int) -> bytes:
-        """What has come, up to about `size` bytes; waits for the first; nothing at the end."""
+        """What has come, up to about `size` bytes; waits for the first; nothing at the end or after Ctrl-C."""
         found: list[bytes] = []
         length = 0
+        if self._ended:
+            return b""
         while not found or length < size and not self._pieces.empty():
-            piece = self._pieces.get()
+            try:
+                piece = self._pieces.get()
+            except KeyboardInterrupt:
+                # Ctrl-C is how a live pipe ends: what came is shown. A second one interrupts as usual.
+                piece = b""
+                self._ended = True
             if isinstance(piece, Exception) or not piece:
                 if not found:
                     if isinstance(piece, Exception):
                         raise piece
                     return b""
-                self._pieces.put(piece)  # the end, for the next read; the thread has stopped, so there is room
+                if not self._ended:
+                    self._pieces.put(piece)  # the end, for the next read; the thread has stopped, so there is room
                 break
             found.append(piece)
             length += len(piece)
