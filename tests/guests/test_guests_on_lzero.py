@@ -73,14 +73,10 @@ def test_round_trip_needs_two_reads_one_write_one_resume(shadow_vmcs: str) -> No
 
 
 KNOWN_GAPS = {
-    "exit.mov_to_cr8": "a reserved bit in the source raises #GP; the CR8-load exit comes first (SDM 26.1.1)",
-    "exit.icebp": "INT1 is not seen as a privileged software exception",
     "exit.stack_fault": "a non-canonical address by RBP raises #GP instead of #SS",
-    "exit.triple_fault": "the exit says that it came during event delivery (SDM 28.2.4: not for a triple fault)",
-    "exit.vectoring_int": "after INT n met an EPT violation on its stack, L1 goes on at a wrong RIP",
     "exit.monitor_trap_after_injection": "MTF after an injected event is due before the handler's first instruction",
     "exit.monitor_trap_after_injected_exception": "the same",
-    "exit.monitor_trap_after_injected_int": "the same, and the pushed RIP is wrong",
+    "exit.monitor_trap_after_injected_int": "the same",
 }
 """Rules of vmx_rules that lzero does not keep yet."""
 

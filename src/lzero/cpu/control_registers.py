@@ -143,11 +143,12 @@ def _load_machine_status_word(p: Processor, i: Instruction) -> int:
 
 
 def _write_cr8(p: Processor, i: Instruction, general: int, value: int) -> int:
-    if value >> 4:
-        return p.raise_exception(Vector.GP, 0)
     proc = p.configuration.proc
+    # The exit comes before the fault on reserved bits (SDM 3C 26.1.1).
     if proc & ProcBased.CR8_LOAD_EXITING:
         return _exit(p, i, 8, CrAccessType.MOV_TO_CR, general)
+    if value >> 4:
+        return p.raise_exception(Vector.GP, 0)
     if proc & ProcBased.USE_TPR_SHADOW:
         p.advance(i)
         return p.apic.write_tpr(value << 4)
