@@ -149,6 +149,11 @@ BAD_KERNELS = {
     "no header": (Elf(body=b"\xf4").encode(), "without a multiboot header"),
     "text": (b"#!/bin/sh\n", "neither a multiboot kernel nor a Linux bzImage"),
     "empty": (b"", "empty"),
+    "multiboot 2": (Elf(body=b"\xd6\x50\x52\xe8").encode(), "multiboot 2"),
+    "gzip": (b"\x1f\x8b\x08\0", "unpack it first"),
+    "initramfs": (b"070701" + b"0" * 100, "--initrd"),
+    "disk": (b"QFI\xfb\0\0", "qcow2"),
+    "EFI": (b"MZ" + bytes(1000), "EFI"),
 }
 
 

@@ -21,6 +21,18 @@ LINUX_BANNER = b"Linux version "
 MULTIBOOT_MAGIC = 0x1BADB002
 MULTIBOOT_SEARCH = 8192
 LARGEST_IMAGE = 1 << 31
+MULTIBOOT2_MAGIC = (0xE85250D6).to_bytes(4, "little")
+MULTIBOOT2_SEARCH = 32768
+FOREIGN = (
+    (b"\x1f\x8b", "a gzip file; unpack it first"),
+    (b"\xfd7zXZ", "an xz file; unpack it first"),
+    (b"\x28\xb5\x2f\xfd", "a zstd file; unpack it first"),
+    (b"07070", "a cpio archive; give it with --initrd, and a kernel as the image"),
+    (b"!<arch>", "an archive (a Debian package?); unpack it and give the kernel in it"),
+    (b"QFI\xfb", "a qcow2 disk image; there is no disk and no firmware to boot from it"),
+    (b"MZ", "an EFI or DOS executable without a Linux boot header"),
+)
+"""Files that people give by mistake, by their first bytes, and what to do."""
 
 
 class ImageKind(Enum):
