@@ -128,9 +128,14 @@ def _kind(data: bytes, name: str) -> ImageKind:
     if data[:4] == ELF_MAGIC:
         if LINUX_BANNER in data:
             return ImageKind.LINUX_ELF
+        if MULTIBOOT2_MAGIC in data[:MULTIBOOT2_SEARCH]:
+            raise ImageError(f"image {name}: a multiboot 2 kernel; build it with a multiboot 1 header")
         raise ImageError(
             f"image {name}: an ELF file without a multiboot header in its first 8 KiB, and no Linux kernel"
         )
+    for magic, what in FOREIGN:
+        if data.startswith(magic):
+            raise ImageError(f"image {name}: {what}")
     raise ImageError(
         f"image {name}: neither a multiboot kernel nor a Linux bzImage; "
         "if it is a flat binary, say where to load it (--load-address)"
