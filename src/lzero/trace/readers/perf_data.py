@@ -84,14 +84,14 @@ def read_perf_data(stream: BinaryIO, diagnosis: Diagnosis, chunk_bytes: int = CH
         raise TraceFormatError(f"{source}: not a perf.data file (it begins with {start[:8].hex(' ') or 'nothing'})")
     (header_size,) = struct.unpack_from("<Q", start, 8)
     if header_size == PIPE_HEADER_BYTES:
-        header, data, base = PerfHeader(), stream, PIPE_HEADER_BYTES
-    else:
-        data = stream if stream.seekable() else seekable(cast(BinaryIO, _Rejoined(start, stream)))
+        yield from _Reader(PerfHeader(), stream, PIPE_HEADER_BYTES, diagnosis, chunk_bytes).events()
+        return
+    whole = stream if stream.seekable() else cast(BinaryIO, _Rejoined(start, stream))
+    with seekable(whole) as data:
         header = read_file_header(data, source)
         _require_formats(header, source)
-        base = header.data_offset
-        go_to(data, base, source, "samples")
-    yield from _Reader(header, data, base, diagnosis, chunk_bytes).events()
+        go_to(data, header.data_offset, source, "samples")
+        yield from _Reader(header, data, header.data_offset, diagnosis, chunk_bytes).events()
 
 
 def _require_formats(header: PerfHeader, source: str) -> None:

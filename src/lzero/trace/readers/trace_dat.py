@@ -60,18 +60,22 @@ def read_trace_dat(stream: BinaryIO, diagnosis: Diagnosis, chunk_bytes: int = CH
         The header cannot be read; or, in strict mode, anything cannot.
     """
     source = diagnosis.source
-    file = seekable(stream)
-    header = read_trace_dat_header(file, source)
-    if not header.metadata.events:
-        raise TraceFormatError(f"{source}: it describes no events; was the recording killed before it ended?")
-    if not header.clock.counts_ns:
-        name = header.clock.name
-        diagnosis.problem("time in other units", "header", f"the clock {name!r} does not count ns: times are its units")
-    decoder = _Decoder(plan_events(header.metadata.events), PageLayout.of(header.metadata.page_fields), header.clock)
-    unpack = unpacker(header.compression, source) if any(cpu.packed for cpu in header.cpus) else None
-    per_cpu = chunk_bytes // max(len(header.cpus), 1)
-    streams = [_CpuStream(file, cpu, per_cpu, unpack, decoder, diagnosis) for cpu in header.cpus if cpu.size]
-    yield from _merge(streams, diagnosis)
+    with seekable(stream) as file:
+        header = read_trace_dat_header(file, source)
+        if not header.metadata.events:
+            raise TraceFormatError(f"{source}: it describes no events; was the recording killed before it ended?")
+        if not header.clock.counts_ns:
+            name = header.clock.name
+            diagnosis.problem(
+                "time in other units", "header", f"the clock {name!r} does not count ns: times are its units"
+            )
+        decoder = _Decoder(
+            plan_events(header.metadata.events), PageLayout.of(header.metadata.page_fields), header.clock
+        )
+        unpack = unpacker(header.compression, source) if any(cpu.packed for cpu in header.cpus) else None
+        per_cpu = chunk_bytes // max(len(header.cpus), 1)
+        streams = [_CpuStream(file, cpu, per_cpu, unpack, decoder, diagnosis) for cpu in header.cpus if cpu.size]
+        yield from _merge(streams, diagnosis)
 
 
 def _merge(streams: list[_CpuStream], diagnosis: Diagnosis) -> Iterator[Rows]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import struct
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import BinaryIO, cast
 
 from lzero.errors import TraceFormatError
@@ -73,15 +75,21 @@ def go_to(stream: BinaryIO, offset: int, source: str, what: str) -> None:
     stream.seek(offset)
 
 
-def seekable(stream: BinaryIO) -> BinaryIO:
+@contextmanager
+def seekable(stream: BinaryIO) -> Iterator[BinaryIO]:
     """The stream itself if it can seek, or a temporary copy on disk of what is left of it."""
+    if _can_seek(stream):
+        yield stream
+        return
+    with tempfile.TemporaryFile() as copy:
+        while data := stream.read(_COPY_BYTES):
+            copy.write(data)
+        copy.seek(0)
+        yield cast(BinaryIO, copy)
+
+
+def _can_seek(stream: BinaryIO) -> bool:
     try:
-        if stream.seekable():
-            return stream
+        return stream.seekable()
     except (AttributeError, io.UnsupportedOperation):
-        pass
-    copy = cast(BinaryIO, tempfile.TemporaryFile())
-    while data := stream.read(_COPY_BYTES):
-        copy.write(data)
-    copy.seek(0)
-    return copy
+        return False
