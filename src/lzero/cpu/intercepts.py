@@ -30,12 +30,15 @@ if TYPE_CHECKING:
 __all__ = ["table"]
 
 _RIP = FIELD_POSITION[Field.GUEST_RIP]
+_RFLAGS = FIELD_POSITION[Field.GUEST_RFLAGS]
 _CR0, _CR4 = FIELD_POSITION[Field.GUEST_CR0], FIELD_POSITION[Field.GUEST_CR4]
 _BLOCKING = FIELD_POSITION[Field.GUEST_INTERRUPTIBILITY_STATE]
 _ACTIVITY = FIELD_POSITION[Field.GUEST_ACTIVITY_STATE]
 _PENDING_DEBUG = FIELD_POSITION[Field.GUEST_PENDING_DEBUG_EXCEPTIONS]
 _VALID = 1 << 31
-_BD = 1 << 13
+_BD, _BS, _RF = 1 << 13, 1 << 14, 1 << 16
+_NO_FAULTS = (2, 3, 4, 8, 18)
+"""Vectors of traps and aborts: RFLAGS.RF is not set in what they save (28.3.3)."""
 _DEBUG_REGISTERS = {getattr(Register, f"DR{n}"): n for n in range(8)}
 _ENTER = int(Action.ENTER)
 
@@ -280,6 +283,8 @@ def exception(p: Processor, vector: int) -> int:
         qualification, error = error, 0
     elif vector == Vector.GP and p.configuration.proc & ProcBased.MOV_DR_EXITING and not p.delivering:
         return _general_protection(p, error)
+    if vector not in _NO_FAULTS and not (vector == Vector.DB and qualification & _BS):
+        p.words[_RFLAGS] |= _RF
     return p.vm_exit(
         ExitReason.EXCEPTION_NMI, qualification, interruption=info, interruption_error=error if has_error else 0
     )
@@ -308,9 +313,16 @@ def shutdown(p: Processor) -> int:
     return p.vm_exit(ExitReason.TRIPLE_FAULT)
 
 
+def _set_rf(p: Processor) -> None:
+    """Faults of the second translation save RF as 1, unless an event was being delivered (28.3.3)."""
+    if not p.delivering:
+        p.words[_RFLAGS] |= _RF
+
+
 def ept_violation(p: Processor) -> int:
     """EPT violation; the native walk recorded what it saw."""
     qualification, physical, linear = p.translation_fault()
+    _set_rf(p)
     return p.vm_exit(
         ExitReason.EPT_VIOLATION, qualification, guest_physical_address=physical, guest_linear_address=linear
     )
@@ -319,6 +331,7 @@ def ept_violation(p: Processor) -> int:
 def ept_misconfig(p: Processor) -> int:
     """EPT misconfiguration."""
     _, physical, _ = p.translation_fault()
+    _set_rf(p)
     return p.vm_exit(ExitReason.EPT_MISCONFIG, guest_physical_address=physical)
 
 
@@ -383,6 +396,7 @@ def table(p: Processor) -> dict[int, Callable[[], int]]:
     }
     traps: dict[int, Callable[[], int]] = {int(code): partial(function, p) for code, function in plain.items()}
     traps[int(Trap.EXPIRED)] = p.expired
+    traps[int(Trap.LOOK)] = p.look_around
     for code in range(Trap.IDTR_READ, Trap.TR_WRITE + 1):
         traps[code] = partial(descriptor_table, p)
     for number in range(16):

@@ -51,12 +51,16 @@ _TIMER = _P[Field.VMX_PREEMPTION_TIMER_VALUE]
 _EFER, _CS_RIGHTS = _P[Field.GUEST_IA32_EFER], _P[Field.GUEST_CS_ACCESS_RIGHTS]
 _SEGMENT_BASE = [_P[Field.GUEST_ES_BASE] + n for n in range(6)]
 _DR7 = _P[Field.GUEST_DR7]
-_GD, _RF = 1 << 13, 1 << 16
+_GD, _RF, _TF, _BS = 1 << 13, 1 << 16, 1 << 8, 1 << 14
+_MONITOR_TRAP_FLAG = int(ProcBased.MONITOR_TRAP_FLAG)
 _VALID = 1 << 31
 _M64 = (1 << 64) - 1
 _STOP, _ENTER = int(Action.STOP), int(Action.ENTER)
 _TIMER_SHIFT = 5
 _GUEST_MODE_FIELDS = field_mask((Field.GUEST_CR0, Field.GUEST_CR4, Field.GUEST_IA32_EFER))
+_IF = 1 << 9
+_INTERRUPT_WINDOW = int(ProcBased.INTERRUPT_WINDOW_EXITING)
+_NMI_WINDOW = int(ProcBased.NMI_WINDOW_EXITING)
 _ENABLE_EPT = int(ProcBased2.ENABLE_EPT)
 _IA32E_MODE = int(VmEntry.IA32E_MODE_GUEST)
 # Plain integers: an operation on a flag enumeration costs more than the rest of a VM exit's bookkeeping.
@@ -99,6 +103,7 @@ class Processor:
         self._checker = EntryChecker(capabilities, self.memory.read)
         self.gpr = self.engine.gpr
         self.poll: Callable[[], None] | None = None
+        self.watch: Callable[[], None] | None = None
         self.shadow_vmcs: Vmcs | None = None
         self.on_shadow_access: Callable[[int, int], None] | None = None
         self.apic = VirtualApic(self)
@@ -273,6 +278,14 @@ class Processor:
 
     def _halted(self) -> int:
         """The HLT activity state: nothing runs until an event; time passes at once (SDM 3C 27.7.2)."""
+        proc, words = self.configuration.proc, self.words
+        if proc & _NMI_WINDOW and not words[_BLOCKING] & 0xB:
+            return self.vm_exit(ExitReason.NMI_WINDOW)
+        if proc & _INTERRUPT_WINDOW and words[_RFLAGS] & _IF and not words[_BLOCKING] & 3:
+            return self.vm_exit(ExitReason.INTERRUPT_WINDOW)
+        if self._slots[self._slot["kick"]]:
+            self.clear_kick()
+            return self.vm_exit(ExitReason.EXTERNAL_INTERRUPT)
         if self._timer_deadline is not None:
             self.clock.skip(max(0, self._timer_deadline - self.clock.now_ns()))
             return self.vm_exit(ExitReason.PREEMPTION_TIMER)
@@ -330,10 +343,12 @@ class Processor:
             self.words[_LENGTH] = slots[slot["delivering_length"]]
 
     def _refine_blocking(self) -> None:
-        """The engine does not tell the shadow of STI from that of MOV SS: look at the instruction before RIP."""
+        """The engine knows that there was an STI, but not whether a MOV SS came after: look before RIP."""
         words = self.words
-        byte = self.read_linear(self.segment_base(1) + words[_RIP] - 1, 1, fault=False)
-        words[_BLOCKING] = (words[_BLOCKING] & ~3) | (1 if byte == b"\xfb" else 2)
+        sti = False
+        if words[_BLOCKING] & 1:
+            sti = self.read_linear(self.segment_base(1) + words[_RIP] - 1, 1, fault=False) == b"\xfb"
+        words[_BLOCKING] = (words[_BLOCKING] & ~3) | (1 if sti else 2)
 
     def _save_controls(self) -> None:
         words, configuration = self.words, self.configuration
@@ -396,8 +411,15 @@ class Processor:
         words[_BLOCKING] &= ~3
 
     def complete(self, i: Instruction) -> int:
-        """The instruction was carried out: go on after it."""
+        """The instruction was carried out: go on after it, unless a trap is due (RFLAGS.TF, monitor trap flag)."""
         self.advance(i)
+        words = self.words
+        if self.configuration.proc & _MONITOR_TRAP_FLAG:
+            if words[_RFLAGS] & _TF:
+                words[_P[Field.GUEST_PENDING_DEBUG_EXCEPTIONS]] |= _BS
+            return self.vm_exit(ExitReason.MONITOR_TRAP_FLAG)
+        if words[_RFLAGS] & _TF:
+            return self.raise_debug(_BS)
         return self._resume()
 
     def _resume(self) -> int:
@@ -416,9 +438,10 @@ class Processor:
             return self.vm_exit(ExitReason.EXCEPTION_NMI, interruption=event, interruption_error=error_code or 0)
         return self._deliver_exception(vector, error_code)
 
-    def _deliver_exception(self, vector: int, error_code: int | None) -> int:
+    def _deliver_exception(self, vector: int, error_code: int | None, *, fault: bool = True) -> int:
         event = _VALID | 3 << 8 | (1 << 11 if error_code is not None else 0) | vector
-        self.words[_RFLAGS] |= _RF
+        if fault:
+            self.words[_RFLAGS] |= _RF
         slots, slot = self._slots, self._slot
         slots[slot["entry_event"]] = event
         slots[slot["entry_error"]] = error_code or 0
@@ -564,12 +587,13 @@ class Processor:
     def raise_debug(self, causes: int) -> int:
         """Raise #DB at RIP: a VM exit that leaves DR6 and DR7 alone, or delivery that notes the causes in DR6."""
         if self.words[_P[Field.EXCEPTION_BITMAP]] >> Vector.DB & 1:
-            self.words[_RFLAGS] |= _RF
+            if not causes & _BS:
+                self.words[_RFLAGS] |= _RF
             return self.vm_exit(ExitReason.EXCEPTION_NMI, causes, interruption=_VALID | 3 << 8 | Vector.DB)
         state, dr6 = self.engine.state, self.engine.word("dr6")
         state[dr6] = (state[dr6] & ~0xF) | causes
         self.words[_DR7] &= ~_GD
-        return self.raise_exception(Vector.DB)
+        return self._deliver_exception(Vector.DB, None, fault=not causes & _BS)
 
     def clear_kick(self) -> None:
         """The request was seen."""
@@ -683,6 +707,12 @@ class Processor:
         self.clock.arm(None if self._timer_deadline is None else self._timer_deadline - self.clock.now_ns())
         if self.poll is not None:
             self.poll()
+        return _ENTER
+
+    def look_around(self) -> int:
+        """Some of the host's time has passed, at no particular point of the guest's: nothing of the guest may change."""
+        if self.watch is not None:
+            self.watch()
         return _ENTER
 
 

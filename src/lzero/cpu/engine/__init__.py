@@ -62,6 +62,7 @@ class Trap(IntEnum):
     XSETBV = 0x20A
     SOFTWARE_EXCEPTION = 0x20B
     KICK = 0x20C
+    LOOK = 0x20D
 
 
 class Action(IntEnum):

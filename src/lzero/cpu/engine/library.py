@@ -29,7 +29,7 @@ SUPPORTED_UNICORN = "2.1.4"
 TRAP_CALLBACK = C.CFUNCTYPE(C.c_uint32, C.c_uint32)
 
 _SOURCES = Path(__file__).parent / "native"
-_FLAGS = ["-O2", "-std=gnu11", "-fno-strict-aliasing", "-foptimize-sibling-calls", "-fPIC", "-shared"]
+_FLAGS = ["-O2", "-std=gnu11", "-fno-strict-aliasing", "-foptimize-sibling-calls", "-fPIC", "-shared", "-pthread"]
 
 
 @dataclass(frozen=True)

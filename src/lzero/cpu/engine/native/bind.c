@@ -84,6 +84,7 @@ void lz_destroy(struct lz_machine *m)
             machines[i] = 0;
     if (lz_current == m)
         lz_current = 0;
+    lz_unwatch(m);
     free(m->code_pages);
     free(m);
 }
@@ -108,7 +109,10 @@ int lz_run(struct lz_machine *m)
     lz_current = m;
     m->s.entry_pending = 1;
     C32(interrupt_request) |= LZ_REQUEST;
+    lz_watch(m);
+    __atomic_store_n(&m->running, true, __ATOMIC_RELEASE);
     int error = lz_engine.uc_emu_start(m->uc, E64(eip), 0, 0, 0);
+    __atomic_store_n(&m->running, false, __ATOMIC_RELEASE);
     lz_current = outer;
     return error;
 }

@@ -50,6 +50,10 @@ void helper_check_exit_request_x86_64(void *uc, uint32_t in_delay_slot)
     if (__builtin_expect((int64_t)--m->s.budget < 0, 0))
         expire(m);
     if (__builtin_expect((int32_t)*m->icount_decr < 0, 0)) {
+        /* The block is left before it begins and is counted when it comes again: how often it is left must not be
+         * seen in the guest's time. An empty budget stays empty, which is how the end of it is known. */
+        if ((int64_t)m->s.budget >= 0)
+            m->s.budget++;
         /* The call must be a jump: the engine reads its return address to find the guest's RIP. */
         lz_engine.helper_check_exit_request(uc, in_delay_slot);
     }

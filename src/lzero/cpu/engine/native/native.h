@@ -7,6 +7,7 @@
  */
 #ifndef LZERO_NATIVE_H
 #define LZERO_NATIVE_H
+#include <pthread.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -45,12 +46,16 @@ struct lz_machine {
     lz_trap_fn trap;
     struct lz_region regions[LZ_MAX_REGIONS];
     uint32_t region_count;
-    bool in_delivery, stepping, sti_shadow;
+    bool in_delivery, stepping, sti_shadow, mtf_pending;
     uint64_t int_eip;
     uint8_t *code_pages;
     uint64_t code_page_count, last_store_page;
     uint64_t loaded_space, dr6_before;
     uint64_t loaded_cr0, loaded_cr3, loaded_cr4, loaded_efer;
+    bool look, running, watched, watch_ends;
+    pthread_t watcher;
+    pthread_mutex_t watch_lock;
+    pthread_cond_t watch_end;
 };
 
 #define LZ_HIDDEN __attribute__((visibility("hidden")))
@@ -80,7 +85,7 @@ enum lz_trap_code {
     TRAP_CR_READ = 0x00, TRAP_CR_WRITE = 0x10, TRAP_DR_READ = 0x20, TRAP_DR_WRITE = 0x30, TRAP_EXCEPTION = 0x40,
     TRAP_INTERCEPT_BASE = 0x60, TRAP_RDTSC = 0x6e, TRAP_SOFTWARE_INTERRUPT = 0x75, TRAP_IO = 0x7b, TRAP_MSR = 0x7c, TRAP_SHUTDOWN = 0x7f,
     TRAP_EXPIRED = 0x200, TRAP_INTERRUPT_WINDOW, TRAP_NMI_WINDOW, TRAP_MTF, TRAP_EPT_VIOLATION, TRAP_EPT_MISCONFIG,
-    TRAP_APIC_ACCESS, TRAP_PML_FULL, TRAP_UNBACKED, TRAP_RDRAND, TRAP_XSETBV, TRAP_SOFTWARE_EXCEPTION, TRAP_KICK,
+    TRAP_APIC_ACCESS, TRAP_PML_FULL, TRAP_UNBACKED, TRAP_RDRAND, TRAP_XSETBV, TRAP_SOFTWARE_EXCEPTION, TRAP_KICK, TRAP_LOOK,
 };
 
 /* QEMU's hflags, checked by the self-test at start. */
@@ -112,7 +117,7 @@ enum { CC_MASK = 0x8d5, CC_OP_EFLAGS = 1 };
     X(void, tlb_protect_code, void *, uint64_t) X(void, tlb_unprotect_code, void *, uint64_t) \
     X(void, cpu_x86_update_dr7, void *, uint32_t) X(void, breakpoint_handler, void *) \
     X(void, helper_bpt_io, void *, uint32_t, uint32_t, uint64_t) \
-    X(void, helper_wrmsr, void *) X(uint64_t, qemu_ram_addr_from_host, void *, void *) X(void, tb_invalidate_phys_range, void *, uint64_t, uint64_t)
+    X(void, helper_wrmsr, void *) X(void, helper_rechecking_single_step, void *) X(uint64_t, qemu_ram_addr_from_host, void *, void *) X(void, tb_invalidate_phys_range, void *, uint64_t, uint64_t)
 
 struct lz_originals {
 #define X(result, name, ...) result (*name)(__VA_ARGS__);
@@ -134,6 +139,9 @@ bool lz_exception_exits(const struct lz_machine *m, unsigned vector, uint32_t er
 /* paging.c */
 uint8_t *lz_host(const struct lz_machine *m, uint64_t hpa);
 uint8_t *lz_peek(struct lz_machine *m, uint64_t linear);
+/* watch.c */
+LZ_HIDDEN void lz_watch(struct lz_machine *m);
+LZ_HIDDEN void lz_unwatch(struct lz_machine *m);
 /* clock.c */
 uint64_t lz_tsc(struct lz_machine *m);
 uint64_t lz_host_ns(void);

@@ -91,6 +91,11 @@ static void deliver(struct lz_machine *m, uint32_t event, uint32_t error, uint64
     m->s.delivering = 0;
     E32(old_exception) = 0xffffffffu;
     E32(hflags) &= ~(uint32_t)HF_INHIBIT_IRQ;
+    if (m->s.mtf) { /* SDM 3C 26.5.2: the exit comes before the handler's first instruction */
+        m->mtf_pending = true;
+        C32(interrupt_request) |= LZ_REQUEST;
+        C32(icount_decr) |= 0xffff0000u;
+    }
 }
 
 static void request_windows(struct lz_machine *m)
@@ -139,7 +144,7 @@ static void fetch_instruction(struct lz_machine *m)
 static void trap(struct lz_machine *m, uint32_t code)
 {
     m->s.traps++;
-    m->in_delivery = false;
+    m->in_delivery = m->mtf_pending = false;
     if ((m->s.delivering >> 8 & 7) == PRIVILEGED_EXCEPTION)
         E64(eip) = m->int_eip;
     lz_save_guest(m);
@@ -226,6 +231,14 @@ bool x86_cpu_exec_interrupt_x86_64(void *cpu, int request)
         enter(m);
         return true;
     }
+    if (m->mtf_pending) {
+        trap(m, TRAP_MTF);
+        return true;
+    }
+    if (__atomic_exchange_n(&m->look, false, __ATOMIC_ACQUIRE) && m->trap(TRAP_LOOK) != LZ_ENTER) {
+        trap(m, TRAP_LOOK);
+        return true;
+    }
     bool inhibited = E32(hflags) & HF_INHIBIT_IRQ;
     if (m->s.kick) {   /* first: a kick arms an empty budget, and what expires then would only kick again */
         trap(m, TRAP_KICK);
@@ -237,7 +250,8 @@ bool x86_cpu_exec_interrupt_x86_64(void *cpu, int request)
         trap(m, TRAP_INTERRUPT_WINDOW);
     } else {
         /* Keep the request: the engine looks again whenever an instruction may have opened the window. */
-        C32(interrupt_request) |= LZ_REQUEST;
+        if (m->s.want_nmi_window || m->s.want_interrupt_window)
+            C32(interrupt_request) |= LZ_REQUEST;
         return false;
     }
     return true;
@@ -372,6 +386,15 @@ void helper_single_step_x86_64(void *env)
     E32(hflags) &= ~(uint32_t)HF_TF;
     C32(exception_index) = 0xffffffffu;
     lz_engine.cpu_loop_exit(m->cpu);
+}
+
+/* After SYSCALL and SYSRET the engine looks at RFLAGS.TF anew. */
+void helper_rechecking_single_step_x86_64(void *env)
+{
+    struct lz_machine *m = lz_of_env(env);
+    if (m && m->s.mtf)
+        lz_leave(m, TRAP_MTF, 0, 0);
+    lz_engine.helper_rechecking_single_step(env);
 }
 
 void helper_sti_x86_64(void *env)
@@ -554,6 +577,8 @@ void helper_syscall_x86_64(void *env, int length)
     *(uint32_t *)(ss + 16) = 0xffffffffu;
     *(uint32_t *)(ss + 20) = 0x00cf9300;
     lz_engine.x86_update_hflags(env);
+    if (m->s.mtf)
+        E32(hflags) |= HF_TF;
     m->s.native_syscalls++;
 }
 
