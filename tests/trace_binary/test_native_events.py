@@ -138,7 +138,7 @@ def _random_events(seed: int, count: int) -> Rows:
     rows["thread"] = generator.choice([-1, 100, 101, 102], count)
     rows["vcpu"] = generator.integers(0, 3, count)
     rows["time_ns"] = np.cumsum(generator.integers(0, 300, count))
-    rows["reason"] = generator.choice([1, 10, 12, 20, 24, 30, 48, 50, 0x8000_0021], count)
+    rows["reason"] = generator.choice([1, 10, 12, 20, 24, 30, 48, 50, 0x80, 0x83, 0x8000_0021], count)
     backwards = generator.random(count) < 0.01
     rows["time_ns"][backwards] -= 200
     return rows
