@@ -57,6 +57,7 @@ def test_table_is_the_one_of_built_kernels() -> None:
     # Read from Debian's kvm-intel.ko: 76 slots, 52 of them filled; later kernels only appended.
     old = [row for row in HANDLERS.values() if row.since != "6.18"]
     assert (1 + max(row.reason for row in old), len(old)) == (76, 52)
+    assert all(row.macro == f"EXIT_REASON_{row.reason.name}" for row in HANDLERS.values())
     names = "VMCLEAR VMLAUNCH VMPTRLD VMPTRST VMREAD VMRESUME VMWRITE VMOFF VMON INVEPT INVVPID VMFUNC"
     assert [row.reason.name for row in NESTED_INSTRUCTIONS] == names.split()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from lzero.dispatch.emit_c import reason_spelling
+from lzero.dispatch.c_declarations import reason_spelling
 from lzero.dispatch.prove import Difference
 from lzero.dispatch.tree import (
     Condition,
@@ -23,7 +23,7 @@ from lzero.dispatch.tree import (
 )
 from lzero.sdm.exit_reasons import exit_reason_name
 
-__all__ = ["difference_lines", "differences_to_json", "tree_lines"]
+__all__ = ["condition_text", "difference_lines", "differences_to_json", "tree_lines"]
 
 UNEXPECTED = "unexpected exit"
 
@@ -58,7 +58,7 @@ def _lines(node: Node, depth: int, shown: set[str]) -> Iterator[str]:
                 depth += 2
                 indent = "  " * depth
             case Eq() | Less() | Range() | Condition():
-                yield from _arm(f"{indent}if {_test(node)}", node.then, depth + 1, shown)
+                yield from _arm(f"{indent}if {condition_text(node)}", node.then, depth + 1, shown)
                 node = node.otherwise
 
 
@@ -98,7 +98,8 @@ def _table_lines(table: IndirectTable, depth: int, shown: set[str]) -> Iterator[
             yield f"{indent}    [{reason_spelling(slot.reason)}] = {name}"
 
 
-def _test(node: Eq | Less | Range | Condition) -> str:
+def condition_text(node: Eq | Less | Range | Condition) -> str:
+    """A test as a person reads it."""
     match node:
         case Eq():
             return f"reason == {reason_spelling(node.reason)}"

@@ -21,6 +21,18 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from lzero.dispatch.c_declarations import (
+    BARRIER,
+    ENTRY_FAILED,
+    KERNEL_TYPES,
+    NESTED,
+    PARSE,
+    TABLE_HELPERS,
+    TYPES,
+    UNLIKELY,
+    reason_constants,
+    reason_spelling,
+)
 from lzero.dispatch.strategies import STRATEGIES, Strategy, handler_table
 from lzero.dispatch.tree import (
     Condition,
@@ -42,7 +54,6 @@ from lzero.dispatch.tree import (
     walk,
 )
 from lzero.errors import UsageError
-from lzero.sdm.exit_reasons import EXIT_REASONS
 
 __all__ = [
     "ENTRY_POINT",
@@ -52,8 +63,6 @@ __all__ = [
     "checked_symbol",
     "emit_c",
     "emit_functions",
-    "reason_constants",
-    "reason_spelling",
     "standalone_prelude",
 ]
 
@@ -65,19 +74,6 @@ ENTRY_POINT = "vmx_dispatch_exit"
 
 _WIDTH = 96
 _UNEXPECTED_LABEL = "unexpected_vmexit"
-
-
-def reason_spelling(reason: int) -> str:
-    """C spelling of a reason: the kernel's macro where it has one, else the number."""
-    row = EXIT_REASONS.get(reason)
-    return row.kvm_macro if row is not None and row.kvm_macro else str(reason)
-
-
-def reason_constants() -> str:
-    """``#define`` lines for every exit reason the kernel names."""
-    rows = [row for _, row in sorted(EXIT_REASONS.items()) if row.kvm_macro]
-    width = max(len(row.kvm_macro or "") for row in rows)
-    return "".join(f"#define {row.kvm_macro:<{width}} {row.number}\n" for row in rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -427,72 +423,19 @@ def standalone_prelude(
     prototypes = "".join(f"int {name}(struct kvm_vcpu *vcpu);\n" for name in names if name not in defined)
     used = conditions_used(strategy.root)
     parts = [
-        _TYPES if types is None else types,
+        TYPES if types is None else types,
         reason_constants(),
-        _NESTED if ConditionName.NESTED in used else "",
-        _BARRIER,
-        _UNLIKELY if strategy.provenance is not None else "",
-        _TABLE_HELPERS if has_indirect_table(strategy.root) else "",
-        _PARSE if out_of_line_functions(strategy.root) else "",
-        _ENTRY_FAILED if ConditionName.FAILED_ENTRY in used else "",
+        NESTED if ConditionName.NESTED in used else "",
+        BARRIER,
+        UNLIKELY if strategy.provenance is not None else "",
+        TABLE_HELPERS if has_indirect_table(strategy.root) else "",
+        PARSE if out_of_line_functions(strategy.root) else "",
+        ENTRY_FAILED if ConditionName.FAILED_ENTRY in used else "",
         prototypes,
         "int handle_unexpected_exit(struct kvm_vcpu *vcpu);\n"
         f"int {function}(struct kvm_vcpu *vcpu, unsigned int reason);\n",
     ]
     return "\n".join(part for part in parts if part)
-
-
-_NESTED = """\
-/* Whether VMX is offered to guests; set before the first exit. */
-extern bool nested;
-"""
-
-_TYPES = """\
-#include <stdbool.h>
-
-#define noinline __attribute__((noinline))
-
-struct kvm_vcpu {
-	unsigned int exit_reason;	/* the field as the VMCS has it, all 32 bits */
-};
-"""
-
-_BARRIER = """\
-/* The optimiser must take the value for unknown from here on, so it cannot merge or reorder what tests it. */
-#define LZERO_HIDE_VALUE(value) __asm__("" : "+r"(value))
-"""
-
-_UNLIKELY = """\
-#define unlikely(condition) __builtin_expect(!!(condition), 0)
-"""
-
-_TABLE_HELPERS = """\
-#define ARRAY_SIZE(array) (sizeof(array) / sizeof((array)[0]))
-
-/* Zero, also under misspeculation, unless index < size: what a bounds check alone does not give (Spectre v1). */
-static inline unsigned int lzero_index_nospec(unsigned long index, unsigned long size)
-{
-	unsigned long mask;
-
-	__asm__ volatile("cmp %[size], %[index]\\n\\tsbb %[mask], %[mask]"
-		: [mask] "=&r"(mask) : [index] "r"(index), [size] "r"(size) : "cc");
-	return (unsigned int)(index & mask);
-}
-"""
-
-_PARSE = """\
-__attribute__((unused)) static inline unsigned int basic_exit_reason(const struct kvm_vcpu *vcpu)
-{
-	return vcpu->exit_reason & 0xffff;
-}
-"""
-
-_ENTRY_FAILED = """\
-__attribute__((unused)) static inline bool entry_failed(const struct kvm_vcpu *vcpu)
-{
-	return vcpu->exit_reason >> 31;
-}
-"""
 
 
 def checkable(strategy: Strategy, style: Style, text: str) -> str:
@@ -532,42 +475,6 @@ def _kernel_stub(strategy: Strategy) -> str:
     size = "#define kvm_vmx_max_exit_handlers ARRAY_SIZE(kvm_vmx_exit_handlers)\n"
     # With retpolines only the strategies that end in the kernel's table use it, without them all do.
     always = "1" if any(node == table for node in walk(strategy.root)) else "!defined(CONFIG_MITIGATION_RETPOLINE)"
-    helpers = f"#if {'1' if has_indirect_table(strategy.root) else always}\n{_TABLE_HELPERS}#endif\n"
+    helpers = f"#if {'1' if has_indirect_table(strategy.root) else always}\n{TABLE_HELPERS}#endif\n"
     kernel_table = f"{helpers}\n#if {always}\n{definition}\n{size}#endif\n"
-    return "\n".join((_KERNEL_TYPES, reason_constants(), prototypes + callees, kernel_table))
-
-
-_KERNEL_TYPES = """\
-#include <stdbool.h>
-
-typedef unsigned short u16;
-typedef unsigned int u32;
-typedef unsigned long long u64;
-
-#define noinline __attribute__((__noinline__))
-#define unlikely(condition) __builtin_expect(!!(condition), 0)
-#define OPTIMIZER_HIDE_VAR(var) __asm__("" : "+r"(var))
-#define array_index_nospec lzero_index_nospec
-
-union vmx_exit_reason {
-	struct {
-		u32 basic		: 16;
-		u32 reserved		: 15;
-		u32 failed_vmentry	: 1;
-	};
-	u32 full;
-};
-
-struct kvm_vcpu {
-	union vmx_exit_reason exit_reason;
-};
-
-extern bool nested;
-void dump_vmcs(struct kvm_vcpu *vcpu);
-void kvm_prepare_unexpected_reason_exit(struct kvm_vcpu *vcpu, u64 exit_reason);
-
-static inline union vmx_exit_reason vmx_get_exit_reason(struct kvm_vcpu *vcpu)
-{
-	return vcpu->exit_reason;
-}
-"""
+    return "\n".join((KERNEL_TYPES, reason_constants(), prototypes + callees, kernel_table))

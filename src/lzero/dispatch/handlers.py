@@ -15,9 +15,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from lzero.dispatch.c_declarations import reason_spelling
 from lzero.sdm.exit_reasons import ExitReason
 
-__all__ = ["HANDLERS", "NESTED_INSTRUCTIONS", "HandlerRow", "handler_of", "reason_macro"]
+__all__ = ["HANDLERS", "NESTED_INSTRUCTIONS", "HandlerRow", "handler_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,15 +33,7 @@ class HandlerRow:
     @property
     def macro(self) -> str:
         """The C macro of the reason in the kernel's ``asm/vmx.h``."""
-        return reason_macro(self.reason)
-
-
-def reason_macro(reason: int) -> str:
-    """C spelling of an exit reason: ``EXIT_REASON_*`` where the kernel names it, else the number."""
-    try:
-        return f"EXIT_REASON_{ExitReason(reason).name}"
-    except ValueError:
-        return str(reason)
+        return reason_spelling(self.reason)
 
 
 _R = ExitReason

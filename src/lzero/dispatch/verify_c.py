@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lzero.dispatch.emit_c import Style, checkable, checked_symbol, emit_c, reason_spelling
+from lzero.dispatch.describe import condition_text
+from lzero.dispatch.emit_c import Style, checkable, checked_symbol, emit_c
 from lzero.dispatch.machine_code import (
     TABLE,
     End,
@@ -181,9 +182,10 @@ class _Checker:
             # Compilers merge equal code, whatever is hidden from them; such a test decides nothing.
             yield from self.compare(node.then, found, mask)
         elif isinstance(found, End):
-            yield f"the tree tests {_text(node)} where the code has already decided for {found.target or 'unexpected'}"
+            decided = found.target or "unexpected"
+            yield f"the tree tests {condition_text(node)} where the code has already decided for {decided}"
         else:
-            yield f"the tree tests {_text(node)} where the code tests something else: {found.line}"
+            yield f"the tree tests {condition_text(node)} where the code tests something else: {found.line}"
 
     def leaf(self, name: str | None, found: Recovered, mask: Mask) -> Iterator[str]:
         if isinstance(found, End):
@@ -293,16 +295,6 @@ def _holds(node: Eq | Less | Range) -> Mask:
             return _between(0, node.bound - 1)
         case Range():
             return _between(node.first, node.last)
-
-
-def _text(node: Eq | Less | Range) -> str:
-    match node:
-        case Eq():
-            return f"reason == {reason_spelling(node.reason)}"
-        case Less():
-            return f"reason < {reason_spelling(node.bound)}"
-        case Range():
-            return f"reason in {reason_spelling(node.first)} ... {reason_spelling(node.last)}"
 
 
 def _first(mask: Mask) -> int:
