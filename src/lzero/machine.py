@@ -124,6 +124,7 @@ class Machine:
         self.vcpu.on_idle = self._idle
         self.vcpu.on_wait = self._input.wait
         self.cpu.poll = self._poll
+        self.cpu.watch = self._watch
         self._host_deadline: int | None = None
 
     def run(self) -> RunResult:
@@ -135,7 +136,7 @@ class Machine:
                 self.clock.call_at(nanoseconds, self._time_out)
             else:
                 self._host_deadline = perf_counter_ns() + nanoseconds
-                self.vcpu.host_deadline_ns = self._host_deadline
+                self.vcpu.host_deadline_ns, self.vcpu.host_timeout = self._host_deadline, Timeout()
         start = perf_counter()
         with _Interrupts(self._interrupt):
             ended, value, message = self._run_to_end()
@@ -207,12 +208,16 @@ class Machine:
             sys.stderr.write(f"lzero: {message}\n")
 
     def _poll(self) -> None:
-        """Native code returns here every few milliseconds: host timeout and console input."""
+        """Native code returns here after a fixed amount of guest time: console input comes at the same points."""
+        self._watch()
+        self._input.poll()
+
+    def _watch(self) -> None:
+        """Native code returns here every few milliseconds of the host's time: host timeout and Ctrl-C."""
         if self._host_deadline is not None and perf_counter_ns() > self._host_deadline:
             self.vcpu.stop(Timeout())
         if self.vcpu.stop_reason is not None:
             self.cpu.kick()
-        self._input.poll()
 
     def _idle(self, deadline: int) -> bool:
         self._input.poll()

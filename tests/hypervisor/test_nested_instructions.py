@@ -215,7 +215,7 @@ def test_vmcall_in_root_operation_is_vmfail_1(lab: Lab) -> None:
     assert lab.error() == E.VMCALL_IN_VMX_ROOT
 
 
-# --- 27 VMLAUNCH, VMRESUME ------------------------------------------------------------------------------------------------
+# --- 27 VMLAUNCH, VMRESUME ------------------------------------------------------------
 
 
 def test_launch_state(lab: Lab) -> None:

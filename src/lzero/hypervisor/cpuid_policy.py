@@ -40,10 +40,8 @@ _LEAF1_ECX = (
     Leaf1Ecx.SSE3 | Leaf1Ecx.PCLMULQDQ | Leaf1Ecx.SSSE3 | Leaf1Ecx.CMPXCHG16B | Leaf1Ecx.SSE4_1 | Leaf1Ecx.SSE4_2
     | Leaf1Ecx.X2APIC | Leaf1Ecx.MOVBE | Leaf1Ecx.POPCNT | Leaf1Ecx.TSC_DEADLINE | Leaf1Ecx.AESNI | Leaf1Ecx.HYPERVISOR
 )  # fmt: skip
-_LEAF7_EBX = (
-    Leaf7Ebx.FSGSBASE | Leaf7Ebx.TSC_ADJUST | Leaf7Ebx.BMI1 | Leaf7Ebx.BMI2 | Leaf7Ebx.ERMS | Leaf7Ebx.SMEP
-    | Leaf7Ebx.SMAP | Leaf7Ebx.ADX
-)  # fmt: skip
+_LEAF7_EBX = Leaf7Ebx.FSGSBASE | Leaf7Ebx.TSC_ADJUST | Leaf7Ebx.ERMS | Leaf7Ebx.SMEP | Leaf7Ebx.SMAP
+"""No BMI1, BMI2 or ADX: the engine has them only while CR4.OSFXSR is 1, and decompressors use them before."""
 _CRYSTAL_HZ = APIC_TIMER_HZ  # where this leaf is offered, software takes the local APIC timer's clock from it
 _FEATURES_ECX, _FEATURES_EDX = int(_LEAF1_ECX), int(_LEAF1_EDX)
 _VMX, _APIC = int(Leaf1Ecx.VMX), int(Leaf1Edx.APIC)

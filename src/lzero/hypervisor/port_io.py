@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 __all__ = ["handle_io"]
 
+_BUS_CYCLE_NS = 1000
+"""Guest time of an access to a port: that of the ISA bus, on which software that polls a device counts."""
 _BURST = 1024
 """String I/O goes on for this many items before the guest may take an interrupt."""
 
@@ -19,6 +21,7 @@ _BURST = 1024
 def handle_io(vcpu: Vcpu) -> bool:
     """One I/O instruction."""
     cpu = vcpu.cpu
+    cpu.clock.skip(_BUS_CYCLE_NS)
     qualification = cpu.vmread(Field.EXIT_QUALIFICATION)
     port, size = qualification >> 16 & 0xFFFF, (qualification & 7) + 1
     if qualification & 0x10:

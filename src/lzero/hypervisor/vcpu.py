@@ -100,6 +100,7 @@ class Vcpu:
         self.exits = 0
         self.last_exits = LastExits()
         self.host_deadline_ns = 1 << 63
+        self.host_timeout: object = None
         self.handled_by = 1
         self.vmcs_field = -1
         self.start_ns = perf_counter_ns()
@@ -156,6 +157,8 @@ class Vcpu:
         cpu.clock.skip(EXIT_COST_NS)
         if words[_VECTORING]:
             self._reinject(words)
+        if start > self.host_deadline_ns:
+            self.stop(self.host_timeout)
         go_on = self._handle(exit_reason)
         if go_on:
             self.prepare_entry()
