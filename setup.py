@@ -20,7 +20,7 @@ LIBRARIES = {
 }
 """Module-like name of each library, and the folder of its sources."""
 
-FLAGS = ["-O2", "-std=gnu11", "-fno-strict-aliasing", "-foptimize-sibling-calls", "-Wall", "-Wextra"]
+FLAGS = ["-O2", "-std=gnu11", "-fno-strict-aliasing", "-foptimize-sibling-calls", "-pthread", "-Wall", "-Wextra"]
 
 
 class BuildSharedLibrary(build_ext):

@@ -9,7 +9,7 @@
 #include <signal.h>
 #include <time.h>
 
-enum { WATCH_NS = 300 * 1000, NS = 1000 * 1000 * 1000 };
+enum { WATCH_NS = 40 * 1000 * 1000, NS = 1000 * 1000 * 1000 };
 
 static void request_look(struct lz_machine *m)
 {
