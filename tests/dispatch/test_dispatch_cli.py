@@ -31,6 +31,34 @@ def test_show(form: str, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     )
 
 
+def test_path_of_a_reason(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["dispatch", "show", "chain", "--reason", "HLT"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "12 (HLT):",
+        "  reason == EXIT_REASON_MSR_WRITE? no",
+        "  reason == EXIT_REASON_PREEMPTION_TIMER? no",
+        "  reason == EXIT_REASON_INTERRUPT_WINDOW? no",
+        "  reason == EXIT_REASON_EXTERNAL_INTERRUPT? no",
+        "  reason == EXIT_REASON_HLT? yes",
+        "  kvm_emulate_halt",
+    ]
+
+
+def test_path_that_depends_on_nested(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["dispatch", "show", "range", "--reason", "vmread"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("23 (VMREAD), not nested:\n  switch\n  call nested_vmx_handle_vmx_instruction")
+    assert text.endswith("  nested? yes\n  switch\n  handle_vmread\n")
+
+
+@pytest.mark.parametrize(
+    ("reason", "message"), [("VMRAED", "did you mean VMREAD"), ("65536", "does not fit the 16 bits")]
+)
+def test_unknown_reason(reason: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["dispatch", "show", "chain", "--reason", reason]) == UsageError.exit_status
+    assert message in capsys.readouterr().err
+
+
 def test_prove_equal(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["dispatch", "prove", "table", "range", "--trees-only"]) == 0
     assert "agree on all 65,536 exit reasons under all 4" in capsys.readouterr().out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from lzero.cli.lazy import SubCommand, lazy_group
-from lzero.errors import ToolError
+from lzero.errors import ToolError, UsageError
 
 if TYPE_CHECKING:
     from lzero.dispatch.emit_c import Style
@@ -63,9 +64,10 @@ class Form(StrEnum):
 FORM = typer.Option(Form.TREE, "--as", help="Print the tree, the C, the Python function, the JSON, or machine code.")
 STYLE = typer.Option(
     StyleName.KERNEL,
-    help="A function for vmx.c; a file that compiles alone; or the kernel's style with stand-ins for what vmx.c declares, "
-    "to compile it outside of a kernel.",
+    help="A function for vmx.c; a file that compiles alone; or the first with stand-ins for what vmx.c declares, to "
+    "compile it outside of a kernel.",
 )
+REASON = typer.Option(None, metavar="NAME|NUMBER", help="Print only the path of this exit reason, and where it ends.")
 OUTPUT = typer.Option(None, "--output", "-o", help="Write to this file instead of standard output.")
 
 
@@ -96,13 +98,29 @@ def list_strategies(as_json: bool = JSON) -> None:
 def show(
     strategy: str = STRATEGY,
     form: Form = FORM,
+    reason: str = REASON,
     compiler: str = typer.Option("gcc", "--cc", help="Compiler for --as=asm."),
 ) -> None:
-    """Print one strategy."""
+    """Print one strategy, or the path of one exit reason through it."""
     from lzero.dispatch.plan_file import load_strategy
 
     chosen = load_strategy(strategy)
-    typer.echo(_shown(chosen, form, compiler))
+    typer.echo(_shown(chosen, form, compiler) if reason is None else "\n".join(_path(chosen, reason)))
+
+
+def _path(strategy: Strategy, name: str) -> Iterator[str]:
+    """What is asked about one exit reason, in order, with VMX offered to guests and without."""
+    from lzero.dispatch.describe import path_lines
+    from lzero.dispatch.tree import REASON_COUNT
+    from lzero.sdm.exit_reasons import exit_reason_from_name
+
+    try:
+        reason = exit_reason_from_name(name)
+    except KeyError as error:
+        raise UsageError(str(error.args[0])) from None
+    if reason >= REASON_COUNT:
+        raise UsageError(f"exit reason {reason} does not fit the 16 bits of a basic exit reason")
+    yield from path_lines(strategy.root, reason)
 
 
 def _shown(strategy: Strategy, form: Form, compiler: str) -> str:

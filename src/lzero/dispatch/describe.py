@@ -10,6 +10,7 @@ from lzero.dispatch.prove import Difference
 from lzero.dispatch.tree import (
     Condition,
     ConditionName,
+    Conditions,
     Eq,
     IndirectTable,
     Leaf,
@@ -20,10 +21,13 @@ from lzero.dispatch.tree import (
     Range,
     Switch,
     Unexpected,
+    evaluate,
+    holds,
+    tests_on_path,
 )
 from lzero.sdm.exit_reasons import exit_reason_name
 
-__all__ = ["condition_text", "difference_lines", "differences_to_json", "tree_lines"]
+__all__ = ["condition_text", "difference_lines", "differences_to_json", "path_lines", "tree_lines"]
 
 UNEXPECTED = "unexpected exit"
 
@@ -96,6 +100,33 @@ def _table_lines(table: IndirectTable, depth: int, shown: set[str]) -> Iterator[
         for slot in patch.slots:
             name = slot.target.handler if isinstance(slot.target, Leaf) else slot.target.function
             yield f"{indent}    [{reason_spelling(slot.reason)}] = {name}"
+
+
+def path_lines(root: Node, reason: int) -> Iterator[str]:
+    """The decisions about one reason in order and where it ends; twice if that depends on VMX being offered."""
+    plain, nested = (list(_path(root, reason, held)) for held in (frozenset[ConditionName](), _NESTED))
+    title = f"{reason} ({exit_reason_name(reason)})"
+    if plain == nested:
+        yield from [f"{title}:", *plain]
+    else:
+        yield from [f"{title}, not nested:", *plain, f"{title}, nested:", *nested]
+
+
+_NESTED = frozenset({ConditionName.NESTED})
+
+
+def _path(root: Node, reason: int, conditions: Conditions) -> Iterator[str]:
+    for node in tests_on_path(root, reason, conditions):
+        match node:
+            case Eq() | Less() | Range() | Condition():
+                yield f"  {condition_text(node)}? {'yes' if holds(node, reason, conditions) else 'no'}"
+            case Switch():
+                yield "  switch"
+            case IndirectTable():
+                yield "  indirect call through the table" if reason < node.size else "  past the end of the table"
+            case OutOfLine():
+                yield f"  call {node.function}, which reads the reason again"
+    yield f"  {evaluate(root, reason, conditions) or UNEXPECTED}"
 
 
 def condition_text(node: Eq | Less | Range | Condition) -> str:

@@ -52,6 +52,7 @@ __all__ = [
     "evaluate",
     "handlers_used",
     "has_indirect_table",
+    "holds",
     "out_of_line_functions",
     "regions",
     "tests_on_path",
@@ -355,7 +356,8 @@ def out_of_line_functions(root: Node) -> dict[str, Node]:
     return {node.function: node.body for node in walk(root) if isinstance(node, OutOfLine)}
 
 
-def _branch(node: Eq | Less | Range | Condition, reason: int, conditions: Conditions) -> bool:
+def holds(node: Eq | Less | Range | Condition, reason: int, conditions: Conditions) -> bool:
+    """Whether a test holds for a reason under ``conditions``."""
     match node:
         case Eq():
             return reason == node.reason
@@ -377,7 +379,7 @@ def evaluate(root: Node, reason: int, conditions: Conditions = frozenset()) -> O
             case Unexpected():
                 return None
             case Eq() | Less() | Range() | Condition():
-                node = node.then if _branch(node, reason, conditions) else node.otherwise
+                node = node.then if holds(node, reason, conditions) else node.otherwise
             case Switch():
                 taken = (case.then for case in node.cases if case.first <= reason <= case.last)
                 node = next(taken, node.default)
@@ -395,7 +397,7 @@ def tests_on_path(root: Node, reason: int, conditions: Conditions = frozenset())
         path.append(node)
         match node:
             case Eq() | Less() | Range() | Condition():
-                node = node.then if _branch(node, reason, conditions) else node.otherwise
+                node = node.then if holds(node, reason, conditions) else node.otherwise
             case Switch():
                 node = next((case.then for case in node.cases if case.first <= reason <= case.last), node.default)
             case IndirectTable():
