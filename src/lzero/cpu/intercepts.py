@@ -41,6 +41,8 @@ _NO_FAULTS = (2, 3, 4, 8, 18)
 """Vectors of traps and aborts: RFLAGS.RF is not set in what they save (28.3.3)."""
 _DEBUG_REGISTERS = {getattr(Register, f"DR{n}"): n for n in range(8)}
 _ENTER = int(Action.ENTER)
+# Plain integers where every VMX instruction passes: see docs/performance.md.
+_VMCS_SHADOWING = int(ProcBased2.VMCS_SHADOWING)
 
 # Instructions that the engine does not know and that always exit in VMX non-root operation, whatever CPL (26.1.2).
 _VMX_INSTRUCTIONS: dict[int, ExitReason] = {
@@ -244,7 +246,7 @@ def undefined(p: Processor) -> int:
 
 
 def _vmx_instruction(p: Processor, i: Instruction, reason: int) -> int:
-    if reason in (ExitReason.VMREAD, ExitReason.VMWRITE) and p.configuration.proc2 & ProcBased2.VMCS_SHADOWING:
+    if p.configuration.proc2 & _VMCS_SHADOWING and reason in (ExitReason.VMREAD, ExitReason.VMWRITE):
         done = p.shadow_access(i, reason)
         if done is not None:
             return done

@@ -654,7 +654,7 @@ class Processor:
             return True
         if not words[_P[Field.GUEST_CR0]] & 1 or words[_RFLAGS] >> 17 & 1:
             return False
-        if words[_EFER] & Efer.LMA and not words[_CS_RIGHTS] >> 13 & 1:
+        if words[_EFER] >> 10 & 1 and not words[_CS_RIGHTS] >> 13 & 1:
             return False
         return i.mnemonic != Mnemonic.VMXON or bool(words[_P[Field.GUEST_CR4]] >> 13 & 1)
 
