@@ -2,7 +2,7 @@
 
 Usage: trace_import.py [--lines 4000000] [--gib 0]
 
-The input is a synthesised nested recording, 65 % kvm_exit lines as long as today's kernels print them. With --gib,
+The input is a synthesised nested recording, 38 % kvm_exit lines as long as today's kernels print them. With --gib,
 a stream of that size is made on the fly and piped into `lzero trace show -`; memory is that of the reader.
 """
 

@@ -21,13 +21,16 @@ from lzero.trace.schema import Isa
 __all__ = ["has_count_column", "read_counts"]
 
 _LIMIT: Final = 64 << 20  # such a table is a few kilobytes; more than this is something else
-_BPFTRACE: Final = re.compile(r"^@\w*\[([^\]]+)\]:\s+(\d+)\s*$")
+_COUNT: Final = r"\d{1,18}"  # fits 64 bits; more digits are no count
+_DECIMAL: Final = r"\d{1,15}(?:\.\d{1,9})?"
+_BPFTRACE: Final = re.compile(rf"^@\w*\[([^\]]+)\]:\s+({_COUNT})\s*$")
 _PERF_KVM: Final = re.compile(
-    r"^\s*(?P<name>\S.*?)\s+(?P<count>\d+)\s+(?P<share>[\d.]+)%\s+(?P<time>[\d.]+)%"
-    r"\s+(?P<min>[\d.]+)us\s+(?P<max>[\d.]+)us\s+(?P<mean>[\d.]+)us\s*(?:\(\s*\+-\s*(?P<error>[\d.]+|nan)%\s*\))?\s*$"
+    rf"^\s*(?P<name>\S.*?)\s+(?P<count>{_COUNT})\s+{_DECIMAL}%\s+{_DECIMAL}%"
+    rf"\s+(?P<min>{_DECIMAL})us\s+(?P<max>{_DECIMAL})us\s+(?P<mean>{_DECIMAL})us"
+    rf"\s*(?:\(\s*\+-\s*(?P<error>{_DECIMAL}|-?nan)%\s*\))?\s*$"
 )
-_BCC: Final = re.compile(r"^\s*(?:\d+\s+)*?(?P<name>[A-Za-z_]\w*|0x[0-9a-fA-F]+)\s+(?P<count>\d+)\s*$")
-_KVM_STAT: Final = re.compile(r"^\s*kvm_exit\((?P<name>[^)]+)\)\s+(?P<count>\d+)\b")
+_BCC: Final = re.compile(rf"^\s*(?:\d+\s+)*?(?P<name>[A-Za-z_]\w*|0x[0-9a-fA-F]{{1,16}})\s+(?P<count>{_COUNT})\s*$")
+_KVM_STAT: Final = re.compile(rf"^\s*kvm_exit\((?P<name>[^)]+)\)\s+(?P<count>{_COUNT})\b")
 _REASON_COLUMNS: Final = ("reason", "exit_reason", "exit", "vm-exit", "name", "event")
 _COUNT_COLUMNS: Final = ("count", "samples", "exits", "total", "number")
 
@@ -113,7 +116,7 @@ def _perf_kvm_stat(line: str) -> tuple[str, Totals] | None:
     totals = Totals(
         count, count, round(mean * count), round(float(match["min"]) * 1000), round(float(match["max"]) * 1000)
     )
-    error = float(match["error"]) / 100 if match["error"] and match["error"] != "nan" else 0.0
+    error = float(match["error"]) / 100 if match["error"] and "nan" not in match["error"] else 0.0
     # The table gives the standard error of the mean; the sum of squares that leads to it restores the spread.
     totals.squares = count * mean * mean + (error * mean) ** 2 * count * max(count - 1, 0)
     return match["name"], totals
@@ -148,7 +151,7 @@ def _csv(text: str, diagnosis: Diagnosis) -> Iterator[tuple[str, str, Totals]]:
             name, exits = row[reason], int(row[count])
         except (IndexError, ValueError, csv.Error):
             exits = -1
-        if exits < 0:
+        if not 0 <= exits < 10**18:
             diagnosis.problem("unreadable line", f"line {number}", f"not a reason and a count: {line[:120]!r}")
         else:
             yield f"line {number}", name, Totals(count=exits)
