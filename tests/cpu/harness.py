@@ -13,6 +13,7 @@ from __future__ import annotations
 import mmap
 import struct
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Final
 
 from guestasm import assemble
@@ -138,7 +139,7 @@ class Bench:
     processor: Processor = field(default_factory=lambda: Processor(PROCESSOR))
 
     def __post_init__(self) -> None:
-        self.ram = mmap.mmap(-1, RAM)
+        self.ram = mmap.mmap(-1, RAM, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         memory = self.processor.memory
         memory.map(0, self.ram, 0, RAM)
         self.pages = {name: memory.allocate_page() for name in (
@@ -160,8 +161,7 @@ class Bench:
         fields:
             VMCS fields by name, written last.
         """
-        self.ram[:] = bytes(RAM)
-        self.processor.memory.write(0, bytes(1))
+        self.ram.madvise(mmap.MADV_DONTNEED)  # private pages come back zeroed
         self.processor.engine.code_changed(0, RAM)
         for page in self.pages.values():
             self.processor.memory.write(page, bytes(4096))
@@ -171,6 +171,27 @@ class Bench:
 def _descriptor(base: int, limit: int, rights: int) -> bytes:
     low = (limit & 0xFFFF) | (base & 0xFFFFFF) << 16 | (rights & 0xFF) << 40
     return (low | (limit >> 16 & 0xF) << 48 | (rights >> 12 & 0xF) << 52 | (base >> 24 & 0xFF) << 56).to_bytes(8, "little")
+
+
+def _gate(mode: Mode, offset: int, selector: int | None, rights: int, ist: int = 0) -> bytes:
+    if not mode.cr0 & Cr0.PE:
+        return struct.pack("<HH", offset & 0xFFFF, 0)
+    long_mode = bool(mode.efer & Efer.LMA)
+    selector = selector if selector is not None else CODE64 if long_mode else CODE32
+    low = struct.pack("<HHBBH", offset & 0xFFFF, selector, ist, rights, offset >> 16 & 0xFFFF)
+    return low + struct.pack("<II", offset >> 32, 0) if long_mode else low
+
+
+@cache
+def _gates(mode: Mode) -> bytes:
+    """An IDT whose every gate leads to its handler; INT3, INTO and INT 0x80 are open to ring 3."""
+    rights = [0xEE if vector in (3, 4, 0x80) else 0x8E for vector in range(256)]
+    return b"".join(_gate(mode, HANDLERS + HANDLER_SIZE * n, None, rights[n]) for n in range(256))
+
+
+_IDENTITY64 = struct.pack("<1024Q", *(n << 12 | 0x67 for n in range(1024)))
+_IDENTITY32 = struct.pack("<1024I", *(n << 12 | 0x67 for n in range(1024)))
+_EPT = [struct.pack("<512Q", *((start + n) << 12 | 0x37 for n in range(512))) for start in (0, 512)]
 
 
 class Guest:
@@ -221,17 +242,9 @@ class Guest:
         return int.from_bytes(self.processor.memory.read(address, size), "little")
 
     def gate(self, vector: int, offset: int, *, selector: int | None = None, rights: int = 0x8E, ist: int = 0) -> None:
-        """One gate of the IDT, in the format of the mode."""
-        if not self.mode.cr0 & Cr0.PE:
-            self.write(IDT + 4 * vector, struct.pack("<HH", offset & 0xFFFF, 0))
-            return
-        long_mode = self.mode.efer & Efer.LMA
-        selector = selector if selector is not None else CODE64 if long_mode else CODE32
-        low = struct.pack("<HHBBH", offset & 0xFFFF, selector, ist, rights, offset >> 16 & 0xFFFF)
-        if long_mode:
-            self.write(IDT + 16 * vector, low + struct.pack("<II", offset >> 32, 0))
-        else:
-            self.write(IDT + 8 * vector, low)
+        """Change one gate of the IDT, in the format of the mode."""
+        entry = _gate(self.mode, offset, selector, rights, ist)
+        self.write(IDT + len(entry) * vector, entry)
 
     def _tables(self) -> None:
         descriptors = {
@@ -241,9 +254,8 @@ class Guest:
         }  # fmt: skip
         for selector, parts in descriptors.items():
             self.write(GDT + (selector & ~7), _descriptor(*parts))
-        for vector in range(256):
-            self.gate(vector, HANDLERS + HANDLER_SIZE * vector, rights=0xEE if vector in (3, 4, 0x80) else 0x8E)
-            self.write(HANDLERS + HANDLER_SIZE * vector, VMCALL)
+        self.write(IDT, _gates(self.mode))
+        self.write(HANDLERS, VMCALL.ljust(HANDLER_SIZE, b"\0") * 256)
         self.write(TSS + 102, struct.pack("<H", 0x68))  # no I/O permission bitmap
         if self.mode.efer & Efer.LMA:
             self.write_u64(TSS + 4, STACK)
@@ -254,11 +266,11 @@ class Guest:
         self.write_u64(PML4, PDPT | 7)
         self.write_u64(PDPT, PD | 7)
         self.write_u64(PD, PT0 | 7, PT1 | 7)
-        self.write_u64(PT0, *(n << 12 | 0x67 for n in range(1024)))
+        self.write(PT0, _IDENTITY64)
         self.write_u64(PDPT_PAE, PD_PAE | 1, 0, 0, 0)
         self.write_u64(PD_PAE, PT_PAE0 | 7, PT_PAE1 | 7)
         self.write(PD32, struct.pack("<I", PT32 | 7))
-        self.write(PT32, struct.pack("<1024I", *(n << 12 | 0x67 for n in range(1024))))
+        self.write(PT32, _IDENTITY32)
         if not self.mode.efer & Efer.LMA and self.mode.cr4 & Cr4.PAE:
             for number in range(4):
                 self[Field(Field.GUEST_PDPTE0 + 2 * number)] = self.read(self.mode.cr3 + 8 * number, 8)
@@ -266,8 +278,8 @@ class Guest:
         self.write_u64(page["pml4"], page["pdpt"] | 7)
         self.write_u64(page["pdpt"], page["pd"] | 7)
         self.write_u64(page["pd"], page["pt0"] | 7, page["pt1"] | 7)
-        for start, name in ((0, "pt0"), (512, "pt1")):
-            self.write_u64(page[name], *((start + n) << 12 | 0x37 for n in range(512)))
+        for name, entries in zip(("pt0", "pt1"), _EPT, strict=True):
+            self.write(page[name], entries)
 
     def ept_slot(self, guest_physical: int) -> int:
         """Where the EPT entry of a guest page lives."""

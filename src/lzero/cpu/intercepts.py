@@ -337,6 +337,12 @@ def ept_misconfig(p: Processor) -> int:
     return p.vm_exit(ExitReason.EPT_MISCONFIG, guest_physical_address=physical)
 
 
+def pml_full(p: Processor) -> int:
+    """The page-modification log is full."""
+    _set_rf(p)
+    return p.vm_exit(ExitReason.PML_FULL)
+
+
 def unbacked(p: Processor) -> int:
     """A translation led to physical memory that does not exist."""
     _, physical, linear = p.translation_fault()
@@ -390,6 +396,7 @@ def table(p: Processor) -> dict[int, Callable[[], int]]:
         Trap.EPT_VIOLATION: ept_violation,
         Trap.EPT_MISCONFIG: ept_misconfig,
         Trap.UNBACKED: unbacked,
+        Trap.PML_FULL: pml_full,
         Trap.MTF: monitor_trap,
         Trap.INTERRUPT_WINDOW: interrupt_window,
         Trap.NMI_WINDOW: nmi_window,

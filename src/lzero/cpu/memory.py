@@ -6,15 +6,20 @@ import mmap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lzero.cpu.engine import Engine
+from lzero.cpu.engine import AS_USER, REPORT, UNDER_SMAP, Engine
+from lzero.cpu.vmcs import FIELD_POSITION
 from lzero.errors import EngineError
 from lzero.sdm.exceptions import Vector
+from lzero.sdm.registers import Cr4
+from lzero.sdm.vmcs_fields import Field
 
 if TYPE_CHECKING:
     from lzero.cpu.processor import Processor
 
 __all__ = ["PhysicalMemory"]
 
+_CR4, _RFLAGS = FIELD_POSITION[Field.GUEST_CR4], FIELD_POSITION[Field.GUEST_RFLAGS]
+_AC = 1 << 18
 PAGE = 4096
 HOST_BASE = 1 << 38
 """Where L0's own memory (EPT tables, bitmaps, virtual-APIC pages) starts; far above any guest RAM."""
@@ -122,7 +127,7 @@ class PhysicalMemory:
         """See :meth:`lzero.cpu.processor.Processor.read_linear`."""
         parts = []
         for start, count in _pages(linear, size):
-            physical = self._engine.translate(start, write=False)
+            physical = self._engine.translate(start, write=False, how=_guest_access(p) if fault else 0)
             if physical is None:
                 if fault:
                     _translation_fault(p, start)
@@ -134,7 +139,7 @@ class PhysicalMemory:
         """See :meth:`lzero.cpu.processor.Processor.write_linear`."""
         places = []
         for start, count in _pages(linear, len(data)):
-            physical = self._engine.translate(start, write=True)
+            physical = self._engine.translate(start, write=True, how=_guest_access(p) if fault else 0)
             if physical is None:
                 if fault:
                     _translation_fault(p, start)
@@ -167,7 +172,19 @@ def _pages(address: int, size: int) -> list[tuple[int, int]]:
     return pieces
 
 
+def _guest_access(p: Processor) -> int:
+    """How the guest's own instruction accesses memory."""
+    if p.cpl == 3:
+        return REPORT | AS_USER
+    restricted = p.words[_CR4] & Cr4.SMAP and not p.words[_RFLAGS] & _AC
+    return REPORT | UNDER_SMAP if restricted else REPORT
+
+
 def _translation_fault(p: Processor, linear: int) -> None:
+    trap = p.walk_trap()
+    if trap:
+        p.after_fault = p.take_trap(trap)
+        return
     vector, error_code = p.walk_failure()
     if vector == Vector.PF:
         p.after_fault = p.raise_page_fault(linear, error_code)

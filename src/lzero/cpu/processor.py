@@ -536,15 +536,24 @@ class Processor:
         slots, slot = self._slots, self._slot
         return slots[slot["walk_vector"]], slots[slot["walk_error"]]
 
-    def read_linear(self, linear: int, size: int, *, fault: bool = True) -> bytes | None:
-        """Read guest memory as a supervisor access; None after a page fault.
+    def walk_trap(self) -> int:
+        """The trap that ended the last translation, or 0."""
+        return self._slots[self._slot["walk_trap"]]
 
-        With `fault` it was raised in the guest: what the engine does next is :attr:`after_fault`.
+    def take_trap(self, code: int) -> int:
+        """Do what a trap asks for that the engine did not report by itself."""
+        return self._traps[code]()
+
+    def read_linear(self, linear: int, size: int, *, fault: bool = True) -> bytes | None:
+        """Read guest memory; None after a fault.
+
+        With `fault` it is an access of the instruction at RIP, at the guest's privilege, and the fault was raised: what
+        the engine does next is :attr:`after_fault`. Otherwise it is L0's own, made as by a supervisor.
         """
         return self.memory.read_linear(self, linear, size, fault=fault)
 
     def write_linear(self, linear: int, data: bytes, *, fault: bool = True) -> bool:
-        """Write guest memory as a supervisor access; False after a page fault: see :meth:`read_linear`."""
+        """Write guest memory; False after a fault: see :meth:`read_linear`."""
         return self.memory.write_linear(self, linear, data, fault=fault)
 
     def load_pdptes(self, cr3: int) -> bool:

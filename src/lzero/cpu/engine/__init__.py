@@ -14,7 +14,14 @@ from enum import IntEnum
 from lzero.cpu.engine.library import TRAP_CALLBACK, load
 from lzero.errors import EngineError
 
-__all__ = ["Action", "Engine", "Trap"]
+__all__ = ["AS_USER", "REPORT", "UNDER_SMAP", "Action", "Engine", "Trap"]
+
+AS_USER = 8
+"""Translate for an access at CPL 3."""
+UNDER_SMAP = 16
+"""Translate for a supervisor access that SMAP restricts."""
+REPORT = 32
+"""Keep the description of a failed translation, as for an access of the guest's own."""
 
 _QWORD = memoryview
 
@@ -194,9 +201,15 @@ class Engine:
 
         binding.uclib.tlb_flush_x86_64(C.c_void_p(self._cpu))
 
-    def translate(self, linear: int, *, write: bool) -> int | None:
-        """Physical address of a linear one for a supervisor access; None where it would fault."""
-        physical = self._native.functions.lz_translate(self._machine, linear, 2 if write else 1)
+    def translate(self, linear: int, *, write: bool, how: int = 0) -> int | None:
+        """Physical address of a linear one for a supervisor access; None where it would fault.
+
+        Parameters
+        ----------
+        how:
+            :data:`AS_USER`, :data:`UNDER_SMAP`, :data:`REPORT`.
+        """
+        physical = self._native.functions.lz_translate(self._machine, linear, (2 if write else 1) | how)
         return None if physical == 2**64 - 1 else int(physical)
 
     def walk_guest(self, linear: int, *, write: bool) -> int | None:

@@ -93,6 +93,8 @@ enum { HF_CPL = 3, HF_INHIBIT_IRQ = 1 << 3, HF_TF = 1 << 8, HF_LMA = 1 << 14, HF
        HF_SMAP = 1 << 23, HF2_GIF = 1 << 0, HF2_NMI = 1 << 2 };
 #define RFLAGS_RF 0x10000ull
 enum { DR6_CAUSES = 0x600f, DR6_BS = 0x4000, DR7_GD = 0x2000 };
+/* Kinds of access, and how a walk on somebody's behalf is made: at CPL 3, restricted by SMAP, telling why it failed. */
+enum { LZ_READ = 1, LZ_WRITE = 2, LZ_FETCH = 4, LZ_AS_USER = 8, LZ_UNDER_SMAP = 16, LZ_REPORT = 32 };
 enum { LZ_REQUEST = 2 /* CPU_INTERRUPT_HARD: a bit that no other part of the engine sets by itself */ };
 enum { CC_MASK = 0x8d5, CC_OP_EFLAGS = 1 };
 
@@ -138,7 +140,7 @@ _Noreturn void lz_leave(struct lz_machine *m, uint32_t code, uint64_t param, uin
 bool lz_exception_exits(const struct lz_machine *m, unsigned vector, uint32_t error);
 /* paging.c */
 uint8_t *lz_host(const struct lz_machine *m, uint64_t hpa);
-uint8_t *lz_peek(struct lz_machine *m, uint64_t linear);
+uint8_t *lz_peek(struct lz_machine *m, uint64_t linear, uint32_t kind);
 /* watch.c */
 LZ_HIDDEN void lz_watch(struct lz_machine *m);
 LZ_HIDDEN void lz_unwatch(struct lz_machine *m);

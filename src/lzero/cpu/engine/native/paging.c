@@ -2,7 +2,7 @@
 #include "native.h"
 #include "vmcs_fields.h"
 
-enum { READ = 1, WRITE = 2, FETCH = 4 };
+enum { READ = LZ_READ, WRITE = LZ_WRITE, FETCH = LZ_FETCH };
 enum { PTE_P = 1, PTE_W = 2, PTE_U = 4, PTE_A = 0x20, PTE_D = 0x40, PTE_PS = 0x80 };
 #define PTE_NX (1ull << 63)
 #define PAGE_MASK (~0xfffull)
@@ -361,16 +361,20 @@ static void restore_fault(struct lz_machine *m, struct kept_fault kept)
     m->s.ept_entry = kept.ept_entry;
 }
 
-/* Translate as a supervisor access of this kind would, without faulting; ~0 where it would fault. */
+/* Translate as an access of this kind would, without faulting; ~0 where it would fault: walk_trap then says with which
+ * trap, or if it is 0, walk_vector and walk_error with which exception. */
 uint64_t lz_translate(struct lz_machine *m, uint64_t linear, uint32_t kind)
 {
-    struct access a = {.m = m, .va = linear, .kind = kind};
+    struct access a = {.m = m, .va = linear, .kind = kind & (READ | WRITE | FETCH), .user = kind & LZ_AS_USER,
+                       .smap = kind & LZ_UNDER_SMAP};
     struct translation t;
     struct ept_leaf leaf;
     struct kept_fault kept = keep_fault(m);
-    bool failed = translate(&a, &t, &leaf);
-    restore_fault(m, kept);
-    return failed ? ~0ull : leaf.hpa;
+    enum fault fault = translate(&a, &t, &leaf);
+    m->s.walk_trap = fault == LEAVE ? a.trap : 0;
+    if (!fault || !(kind & LZ_REPORT))
+        restore_fault(m, kept);
+    return fault ? ~0ull : leaf.hpa;
 }
 
 /* The guest's own tables only: the guest-physical address, whatever EPT says about it; ~0 for a page fault. */
@@ -384,10 +388,10 @@ uint64_t lz_walk_guest(struct lz_machine *m, uint64_t linear, uint32_t kind)
     return failed ? ~0ull : t.gpa;
 }
 
-/* The byte at a linear address as a supervisor read would find it; null where it would fault. */
-uint8_t *lz_peek(struct lz_machine *m, uint64_t linear)
+/* The byte at a linear address as this kind of access would find it; null where it would fault. */
+uint8_t *lz_peek(struct lz_machine *m, uint64_t linear, uint32_t kind)
 {
-    uint64_t hpa = lz_translate(m, linear, READ);
+    uint64_t hpa = lz_translate(m, linear, kind);
     return hpa == ~0ull ? 0 : lz_host(m, hpa);
 }
 

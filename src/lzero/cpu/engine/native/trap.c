@@ -128,12 +128,13 @@ static void fetch_instruction(struct lz_machine *m)
     if (!(hflags & HF_CS64))
         linear = (uint32_t)linear;
     uint8_t bytes[16] = {0};
-    const uint8_t *first = lz_peek(m, linear);
+    uint32_t kind = LZ_FETCH | ((hflags & HF_CPL) == 3 ? LZ_AS_USER : 0);
+    const uint8_t *first = lz_peek(m, linear, kind);
     unsigned in_page = 0x1000 - (linear & 0xfff);
     if (first) {
         unsigned count = in_page < 15 ? in_page : 15;
         __builtin_memcpy(bytes, first, count);
-        const uint8_t *second = count < 15 ? lz_peek(m, linear + count) : 0;
+        const uint8_t *second = count < 15 ? lz_peek(m, linear + count, kind) : 0;
         if (second)
             __builtin_memcpy(bytes + count, second, 15 - count);
     }
@@ -498,13 +499,13 @@ static bool port_allowed(struct lz_machine *m, uint32_t port, uint32_t size)
     uint32_t limit = *(const uint32_t *)(tr + 16);
     if (limit < 103)
         return false;
-    const uint8_t *low = lz_peek(m, base + 102), *high = lz_peek(m, base + 103);
+    const uint8_t *low = lz_peek(m, base + 102, LZ_READ), *high = lz_peek(m, base + 103, LZ_READ);
     if (!low || !high)
         return false;
     uint32_t offset = (uint32_t)(*low | *high << 8) + port / 8;
     if (offset + 1 > limit)
         return false;
-    const uint8_t *first = lz_peek(m, base + offset), *second = lz_peek(m, base + offset + 1);
+    const uint8_t *first = lz_peek(m, base + offset, LZ_READ), *second = lz_peek(m, base + offset + 1, LZ_READ);
     if (!first || !second)
         return false;
     return !((*first | *second << 8) >> (port & 7) & ((1u << size) - 1));
