@@ -33,7 +33,7 @@ compilers = pytest.mark.parametrize("cc", COMPILERS)
 styles = pytest.mark.parametrize("style", STYLES)
 
 PLANNED = Strategy(
-    "planned",
+    "planned */ by\nsomebody",
     "",
     "a small tree with every kind of test",
     Less(
@@ -45,14 +45,14 @@ PLANNED = Strategy(
             Range(46, 47, Leaf("handle_desc"), front_of_table([ExitReason.MSR_WRITE, ExitReason.VMREAD])),
         ),
     ),
-    provenance=Provenance(source="a trace */ with a comment's end", samples=1000, cpu="a CPU"),
+    provenance=Provenance(source="a trace */ with a comment's end /* and \N{SNOWMAN}", samples=1000, cpu="a CPU"),
 )
 EVERY = [*STRATEGIES.values(), PLANNED]
 
 
 @compilers
 @styles
-@pytest.mark.parametrize("strategy", EVERY, ids=lambda strategy: strategy.name)
+@pytest.mark.parametrize("strategy", EVERY, ids=lambda strategy: strategy.name.split()[0])
 def test_machine_code_keeps_its_promises(strategy: Strategy, style: Style, cc: str) -> None:
     result = verify_c(strategy, find_compiler(cc), style)
     assert result.problems == ()
@@ -61,7 +61,7 @@ def test_machine_code_keeps_its_promises(strategy: Strategy, style: Style, cc: s
 
 
 @compilers
-@pytest.mark.parametrize("strategy", EVERY, ids=lambda strategy: strategy.name)
+@pytest.mark.parametrize("strategy", EVERY, ids=lambda strategy: strategy.name.split()[0])
 def test_compiled_c_calls_what_the_tree_says(strategy: Strategy, cc: str) -> None:
     assert len(check_by_running(strategy, [find_compiler(cc)])) == 3
 
@@ -144,7 +144,8 @@ def test_prove_finds_exactly_what_is_wrong_with_the_range_as_written() -> None:
 def test_head_names_the_origin_and_cannot_be_closed_by_it() -> None:
     text = emit_c(PLANNED, "kernel")
     head = text[: text.index("*/")]
-    assert "Profile: a trace * / with a comment's end" in head
+    assert "strategy planned * / by somebody, made by lzero" in head
+    assert "Profile: a trace * / with a comment's end / * and ?" in head
     assert "Samples: 1,000" in head and "CPU: a CPU" in head and "Date: not given" in head
     assert "\n#ifdef CONFIG_MITIGATION_RETPOLINE\n" in text
 

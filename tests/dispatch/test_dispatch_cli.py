@@ -8,9 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lzero.cli import main
-from lzero.dispatch.plan_file import load_strategy, read_plan, strategy_to_json, write_plan
+from lzero.dispatch.plan_file import load_strategy, read_plan, strategy_from_json, strategy_to_json, write_plan
 from lzero.dispatch.strategies import STRATEGIES, Provenance, Strategy
 from lzero.errors import PlanError, ToolError, UsageError
 
@@ -160,6 +162,35 @@ def test_bad_plans_say_what_and_where(text: str, message: str, tmp_path: Path) -
     with pytest.raises(PlanError, match=message) as caught:
         read_plan(path)
     assert str(caught.value).startswith(f"{path}: ")
+
+
+KEYS = "node handler reason bound first last then otherwise cases default slots target patches condition test const"
+KINDS = "leaf unexpected eq less range condition switch table out_of_line nested failed_entry handle_a"
+scalars = st.none() | st.booleans() | st.integers(-1, 70_000) | st.floats() | st.sampled_from(KINDS.split())
+values = st.recursive(
+    scalars,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from([*KEYS.split(), "function", "body"]), inner, max_size=6)
+    ),
+    max_leaves=20,
+)
+
+
+@given(values, st.sampled_from(["tree", "provenance", "name", "keeps_order", "tree.then", "tree.then.body"]))
+@settings(max_examples=300, deadline=None)
+def test_no_plan_breaks_the_reader(value: object, place: str) -> None:
+    """Whatever stands in a plan file, the answer is a strategy or a PlanError."""
+    document = plan()
+    *parents, last = place.split(".")
+    target = document
+    for key in parents:
+        target = target[key]
+    target[last] = value
+    try:
+        strategy_from_json(document)
+    except PlanError as error:
+        assert str(error)
 
 
 def test_plan_that_is_no_text(tmp_path: Path) -> None:

@@ -372,7 +372,7 @@ def emit_c(
 def _head(strategy: Strategy, style: Style) -> str:
     label = f" ({strategy.label})" if strategy.label else ""
     lines = [f"Dispatch of VM exits by strategy {strategy.name}{label}, made by lzero."]
-    lines += [f"{strategy.summary[0].upper()}{strategy.summary[1:]}.".replace("*/", "* /")] if strategy.summary else []
+    lines += [f"{strategy.summary[0].upper()}{strategy.summary[1:]}."] if strategy.summary else []
     lines.append("")
     lines += _provenance_lines(strategy)
     if strategy.promises_no_indirect_branch:
@@ -383,10 +383,17 @@ def _head(strategy: Strategy, style: Style) -> str:
     if strategy.order_matters:
         lines.append("The order of the tests is part of the plan: the barriers keep the compiler from changing it.")
     licence = "/* SPDX-License-Identifier: GPL-2.0-or-later */\n" if style == "standalone" else ""
+    lines = [_in_comment(line) for line in lines]
     comment = [
         f" * {wrapped}" if wrapped else " *" for line in lines for wrapped in textwrap.wrap(line, _WIDTH) or [""]
     ]
     return licence + "\n".join(["/*", *comment, " */"]) + "\n"
+
+
+def _in_comment(text: str) -> str:
+    """Text that may come from a file, as a C comment can hold it: in ASCII, and neither ending nor opening one."""
+    ascii_text = text.replace("\N{MIDDLE DOT}", "*").encode("ascii", "replace").decode()
+    return ascii_text.replace("*/", "* /").replace("/*", "/ *")
 
 
 def _provenance_lines(strategy: Strategy) -> list[str]:
@@ -402,8 +409,7 @@ def _provenance_lines(strategy: Strategy) -> list[str]:
         ("Expected gain", origin.expected_gain),
         ("Model", origin.model),
     )
-    # A comment end inside a text from a file would end the comment.
-    return [f"{name}: {value.replace('*/', '* /') or 'not given'}" for name, value in rows]
+    return [f"{name}: {value or 'not given'}" for name, value in rows]
 
 
 def standalone_prelude(
