@@ -72,7 +72,8 @@ class ShadowFields:
 def load_shadow_fields(choice: str) -> ShadowFields:
     """The fields meant by ``--shadow-vmcs``: ``off``, ``default`` (KVM's own set) or a TOML file.
 
-    The file holds two lists of field names, ``read`` and ``write``.
+    The file has a table ``shadow`` with two lists of field names, ``read_only`` and ``read_write``, as ``lzero shadow plan
+    --emit toml`` writes it.
 
     Raises
     ------
@@ -92,12 +93,18 @@ def load_shadow_fields(choice: str) -> ShadowFields:
         raise UsageError(f"--shadow-vmcs: {path} cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"--shadow-vmcs: {path} is no TOML: {error}") from error
-    return ShadowFields(_fields(path, table.get("read", [])), _fields(path, table.get("write", [])))
+    shadow = table.get("shadow")
+    if not isinstance(shadow, dict) or not shadow.keys() & {"read_only", "read_write"}:
+        raise UsageError(
+            f"--shadow-vmcs: {path} has no table [shadow] with read_only and read_write; see docs/shadow-vmcs.md"
+        )
+    both = _fields(path, shadow.get("read_write", []))
+    return ShadowFields([*_fields(path, shadow.get("read_only", [])), *both], both)
 
 
 def _fields(path: Path, names: object) -> list[int]:
     if not isinstance(names, list):
-        raise UsageError(f"--shadow-vmcs: {path}: read and write are lists of VMCS field names")
+        raise UsageError(f"--shadow-vmcs: {path}: read_only and read_write are lists of VMCS field names")
     encodings = []
     for name in names:
         if name not in Field.__members__:
