@@ -32,8 +32,8 @@ STRATEGY_NAMES = (
     "range",
 )
 PROFILES = ("skewed", "nested", "bursty", "nested-bursty", "periodic", "uniform", "kvm-nested", "linux-boot")
-FULL = Effort(layouts=6, processes=3, rounds={"plain": 15, "serialised": 7, "polluted": 5})
-BRIEF = Effort(layouts=4, processes=3, rounds={"plain": 11})
+FULL = Effort(layouts=4, processes=3, rounds={"plain": 11, "serialised": 5, "polluted": 3})
+BRIEF = Effort(layouts=3, processes=2, rounds={"plain": 9})
 QUICK = Effort(layouts=2, processes=1, rounds={"plain": 5, "serialised": 3, "polluted": 3})
 QUICK_BRIEF = Effort(layouts=2, processes=1, rounds={"plain": 5})
 
@@ -127,7 +127,11 @@ def main() -> None:
             strategies,
             every,
             [MITIGATIONS[name] for name in mitigations],
-            BenchOptions(effort=effort, pgo=pgo, cachegrind=label == "retpoline" and profile == "skewed"),
+            BenchOptions(
+                effort=effort,
+                pgo=pgo if label == "retpoline" else (),
+                cachegrind=label == "retpoline" and profile == "skewed",
+            ),
             lambda text: print(f"{profile}: {text}", file=sys.stderr),
         )
         if options.out is not None:

@@ -134,13 +134,16 @@ static int mode_number(const char *name)
 
 static void pin(int cpu)
 {
+	const struct sched_param lowest = { .sched_priority = 1 };
 	cpu_set_t set;
 
 	CPU_ZERO(&set);
 	CPU_SET(cpu, &set);
-	/* Without the right to pin, the measurement is noisier, not wrong. */
-	if (cpu >= 0)
-		(void)!sched_setaffinity(0, sizeof(set), &set);
+	if (cpu < 0)
+		return;
+	/* Without the right to pin, or to real-time priority, the measurement is noisier, not wrong. */
+	(void)!sched_setaffinity(0, sizeof(set), &set);
+	(void)!sched_setscheduler(0, SCHED_FIFO, &lowest);
 }
 
 static long preemptions(void)

@@ -1,7 +1,8 @@
 """Prices of the cost model, measured on this host with the benchmark itself.
 
-Small dispatchers made for it are timed on sequences that isolate one effect each: sixteen tests that never hold for the
-price of a comparison, one test on a fair coin for a misprediction, the handler table for the indirect call.
+Small dispatchers made for it are timed on sequences that isolate one effect each: one test on a fair coin for a
+misprediction, sixteen tests that never hold before that coin for the price of a comparison, the handler table for the
+indirect call.
 """
 
 from __future__ import annotations
@@ -36,12 +37,16 @@ _BIASES = (0.1, 0.2, 0.3)
 """Probabilities at which the ideal guess and the two-bit counter differ most."""
 _SPREAD = (48, 32, 12, 1, 30, 10, 31, 52)
 _EFFORT = Effort(layouts=2, processes=2, rounds={"plain": 9})
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 """Part of the cached file's name: raised when calibration changes."""
 
 
+_COIN = Eq(_ONE, _HIT, _OTHER)
+
+
 def _repeat(test: Callable[[int, Node], Node]) -> Node:
-    node: Node = _HIT
+    """Tests that never hold, then the coin: after a misprediction their time shows, before a sure call it hides."""
+    node: Node = _COIN
     for number in range(_TESTS, 0, -1):
         node = test(number, node)
     return node
@@ -52,7 +57,7 @@ def _programs() -> list[Strategy]:
         "compare": _repeat(lambda n, rest: Eq(100 + n, _OTHER, rest)),
         "split": _repeat(lambda n, rest: Less(n, _OTHER, rest)),
         "ranges": _repeat(lambda n, rest: Range(100 + 4 * n, 102 + 4 * n, _OTHER, rest)),
-        "coin": Eq(_ONE, _HIT, _OTHER),
+        "coin": _COIN,
     }
     return [Strategy(f"calibrate_{name}", "", "", tree) for name, tree in trees.items()] + [STRATEGIES["table"]]
 
@@ -92,14 +97,15 @@ def calibrate(
             for (_, candidate), samples in measured.samples.items():
                 # The median resists the interruptions that only ever add.
                 ticks[candidate.removeprefix("calibrate_"), name] = float(np.median(samples - base))
-    comparison = max(ticks["compare", "constant"] / _TESTS, 0.05)
+    coin = ticks["coin", "coin"]
+    comparison = max((ticks["compare", "coin"] - coin) / _TESTS, 0.05)
     spread = max(ticks["table", "spread"] - ticks["table", "constant"], 0.0)
     rate = 1 - 1 / len(_SPREAD)
-    misprediction = max((ticks["coin", "coin"] - ticks["coin", "alternating"]) / 0.5, 0.0)
+    misprediction = max((coin - ticks["coin", "alternating"]) / 0.5, 0.0)
     return CostModel(
         comparison=comparison,
-        taken=max(ticks["split", "constant"] / _TESTS - comparison, 0.0),
-        range_extra=max(ticks["ranges", "constant"] / _TESTS - comparison, 0.0),
+        taken=max((ticks["split", "coin"] - coin) / _TESTS - comparison, 0.0),
+        range_extra=max((ticks["ranges", "coin"] - coin) / _TESTS - comparison, 0.0),
         misprediction=misprediction,
         counter_share=_counter_share(ticks, misprediction),
         indirect=max(ticks["table", "constant"], 0.0),
