@@ -203,6 +203,14 @@ def test_diff_of_a_trace_with_itself_finds_nothing(nested: Path, capsys: pytest.
     assert " *" not in capsys.readouterr().out
 
 
+def test_one_l2_exit_proves_nothing(nested: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    single = tmp_path / "single"
+    single.write_bytes(render(nested_events(1)))
+    main(["trace", "diff", str(single), str(nested)])
+    lines = capsys.readouterr().out.splitlines()
+    assert not [line for line in lines if "→" in line and " *" in line]
+
+
 def test_import_of_a_million_lines_is_not_slow(tmp_path: Path) -> None:
     """A bound ten times above what is measured in benchmarks/trace_import.py, for a busy machine."""
     path = tmp_path / "big"

@@ -23,7 +23,7 @@ def _layout(title: str, **more: Any) -> Figure:
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
         "font": {"family": "system-ui, sans-serif", "color": "#556"},
-        "height": 380,
+        "height": 400,
         **more,
     }
 
@@ -41,6 +41,7 @@ def totals_figure(data: TraceData) -> Figure:
         }
         traces.append(bars)
     layout = _layout("Exits by reason", barmode="group", yaxis={"type": "log", "title": {"text": "exits"}})
+    layout["xaxis"] = {"automargin": True}
     return {"data": traces, "layout": layout}
 
 
@@ -70,7 +71,7 @@ def causes_figure(data: TraceData) -> Figure | None:
     flow = {
         "type": "sankey",
         "node": {"label": labels, "pad": 14, "thickness": 14},
-        "link": {"source": sources, "target": targets, "value": values},
+        "link": {"source": sources, "target": targets, "value": values, "color": "rgba(110,130,170,0.35)"},
     }
     return {"data": [flow], "layout": _layout("What L2's exits cost L1", height=460)}
 
@@ -93,7 +94,7 @@ def fields_figure(data: TraceData) -> Figure | None:
         "x": [f"L2 {reason_name(cause.reason)}" for cause in causes],
         "y": [f"{reason_name(code)} {field_name(field)}" for code, field in keys],
         "z": [[cause.fields.get(key, 0) / cause.reflected for cause in causes] for key in keys],
-        "colorscale": "Blues",
+        "colorscale": [[0, "rgba(120,140,180,0.08)"], [1, "rgb(8,70,160)"]],
     }
     layout = _layout("VMCS accesses that exited, per L2 exit", height=160 + 18 * len(keys))
     layout["margin"]["l"] = 320

@@ -27,7 +27,7 @@ body { font: 15px/1.5 system-ui, sans-serif; color: var(--text); background: var
 h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin-top: 2.5rem; } h3 { font-size: 1rem; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; margin: .8rem 0; }
 th, td { padding: .2rem .6rem; border-bottom: 1px solid var(--line); text-align: right; }
-th { background: var(--head); } th:first-child, td:first-child { text-align: left; }
+th { background: var(--head); } th:first-child, td:first-child, #causes-table td:last-child { text-align: left; }
 .figure { width: 100%; overflow-x: auto; } .note { opacity: .75; } .scroll { overflow-x: auto; }
 """
 

@@ -24,6 +24,7 @@ __all__ = ["Diff", "DiffRow", "Profile", "compare", "diff_table", "profile_count
 _SLICES: Final = 64
 _SIGNIFICANT: Final = 0.01
 _FEWEST_SLICES: Final = 8
+_FEW_PARENTS: Final = 30
 
 Key = tuple[str, int, int]
 """("exit", level, reason code), or ("cause", reason code of the L2 exit, reason code of L1's exit)."""
@@ -182,6 +183,9 @@ def _add_causes(profile: Profile, table: pl.DataFrame) -> None:
         residuals = sum((by_slice.get(cut, 0) - ratio * parents.get(cut, 0)) ** 2 for cut in {*parents, *by_slice})
         # An L2 exit at a slice's end counts its children in the next: the error is never under half an exit per slice.
         error = math.sqrt(residuals + 0.25 * len(parents)) / total_parents
+        if total_parents < _FEW_PARENTS:
+            # The spread of a handful says little: with one L2 exit the next may cost nothing, or twice as much.
+            error = max(error, ratio / math.sqrt(total_parents))
         key: Key = ("cause", cause, code)
         profile.values[key] = (ratio, error)
         profile.counts[key] = total
