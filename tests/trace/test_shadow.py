@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -134,3 +135,16 @@ def test_verify_compares_predicted_with_observed(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(lzero.cli.shadow_verify, "_run", run)
     text = lzero.cli.shadow_verify.verify_plan(Path("l1.elf"), [], path, None, "")
     assert "exits removed: predicted 300, observed 300 (+0.00 %)" in text
+
+
+def test_plan_holds_on_the_machine(tmp_path: Path) -> None:
+    """The closed loop: record the bundled L1, plan, run it again with the plan; nothing but chance may differ."""
+    recording = tmp_path / "t.parquet"
+    image = Path("guest:l1_roundtrip")
+    assert main(["run", str(image), "count=200", "--quiet", "--record", str(recording)]) == 1
+    assert main(["shadow", "plan", str(recording), "--emit", "toml", "-o", str(tmp_path / "plan.toml")]) == 0
+    text = lzero.cli.shadow_verify.verify_plan(image, ["count=200"], tmp_path / "plan.toml", None, "")
+    found = re.search(r"predicted (\d+), observed (\d+)", text)
+    assert found is not None
+    predicted, observed = int(found[1]), int(found[2])
+    assert predicted > 400 and abs(observed - predicted) <= predicted // 100
