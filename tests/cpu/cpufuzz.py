@@ -25,14 +25,15 @@ EXITS = 12
 
 # Instructions that lead somewhere, by their first bytes; operands stay random.
 OPENINGS = [bytes.fromhex(text) for text in (
-    "0f00 0f01 0f02 0f03 0f05 0f06 0f07 0f08 0f09 0f20 0f21 0f22 0f23 0f30 0f31 0f32 0f33 0f34 0f35 0fa2 0fa0 0fa1 0fa8 0fa9 "
-    "0faa 0fae 0fb2 0fb4 0fb5 0fc7 0f01c1 0f01c2 0f01c3 0f01c4 0f01c8 0f01c9 0f01ca 0f01cb 0f01d0 0f01d1 0f01d4 0f01f8 0f01f9 "
-    "0f78 0f79 660f3880 660f3881 660f3882 f30fc7 660fc7 f4 cc cd80 cd ce cf ca cb 9a ea ff 9c 9d fa fb 17 8e 8c 6c 6d 6e 6f "
-    "f36c f36e f3a4 f3aa e4 e5 e6 e7 ec ed ee ef 0fb6 62 c4 c5 d7 f1 0f0b 0fff 63 c8 c9 8f 48cf 41 40 67 66 f0 2e 64 65 "
-    "0fae38 0f1803 0fc3 dbe3 9b d9 dd 0f58 0f10 0f38f0 0f3a 8dc0 f0ff 48 4c 49"
+    "0f00 0f01 0f02 0f03 0f05 0f06 0f07 0f08 0f09 0f20 0f21 0f22 0f23 0f30 0f31 0f32 0f33 0f34 0f35 0fa2 0fa0 "
+    "0fa1 0fa8 0fa9 0faa 0fae 0fb2 0fb4 0fb5 0fc7 0f01c1 0f01c2 0f01c3 0f01c4 0f01c8 0f01c9 0f01ca 0f01cb 0f01d0 "
+    "0f01d1 0f01d4 0f01f8 0f01f9 0f78 0f79 660f3880 660f3881 660f3882 f30fc7 660fc7 f4 cc cd80 cd ce cf ca cb 9a "
+    "ea ff 9c 9d fa fb 17 8e 8c 6c 6d 6e 6f f36c f36e f3a4 f3aa e4 e5 e6 e7 ec ed ee ef 0fb6 62 c4 c5 d7 f1 0f0b "
+    "0fff 63 c8 c9 8f 48cf 41 40 67 66 f0 2e 64 65 0fae38 0f1803 0fc3 dbe3 9b d9 dd 0f58 0f10 0f38f0 0f3a 8dc0 "
+    "f0ff 48 4c 49"
 ).split()]  # fmt: skip
-INTERESTING = [0, 1, 2, 3, 7, 0xFF, 0x80, 0xFFFF, 0x8000, CODE, DATA, STACK, 0x3FF000, 0x400000, (1 << 31), (1 << 32) - 1, 1 << 32,
-               1 << 38, 1 << 39, 1 << 47, (1 << 47) - 1, 0xFFFF_8000_0000_0000, (1 << 64) - 1, 1 << 63]  # fmt: skip
+INTERESTING = [0, 1, 2, 3, 7, 0xFF, 0x80, 0xFFFF, 0x8000, CODE, DATA, STACK, 0x3FF000, 0x400000, (1 << 31), (1 << 32) - 1,
+               1 << 32, 1 << 38, 1 << 39, 1 << 47, (1 << 47) - 1, 0xFFFF_8000_0000_0000, (1 << 64) - 1, 1 << 63]  # fmt: skip
 WORDS = {
     Field.PIN_BASED_VM_EXECUTION_CONTROLS: PinBased,
     Field.PRIMARY_PROCESSOR_BASED_VM_EXECUTION_CONTROLS: ProcBased,
@@ -105,7 +106,10 @@ def prepare(bench: Bench, number: int) -> Guest:
     if r.random() < 0.3:
         guest.on(ProcBased2.ENABLE_EPT)
         for _ in range(r.randrange(6)):
-            guest.write_u64(guest.ept_slot(r.randrange(0x20) << 12), r.getrandbits(64) if r.random() < 0.3 else r.randrange(0x40) << 12 | r.getrandbits(12))
+            guest.write_u64(
+                guest.ept_slot(r.randrange(0x20) << 12),
+                r.getrandbits(64) if r.random() < 0.3 else r.randrange(0x40) << 12 | r.getrandbits(12),
+            )
     guest.processor.invept()
     return guest
 

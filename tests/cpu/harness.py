@@ -17,7 +17,6 @@ from functools import cache
 from typing import Final
 
 from guestasm import assemble
-
 from lzero.cpu.processor import Processor
 from lzero.cpu.vmcs import Vmcs
 from lzero.errors import GuestFault
@@ -28,8 +27,8 @@ from lzero.sdm.registers import Cr0, Cr4, Efer
 from lzero.sdm.vmcs_fields import Field
 
 __all__ = [
-    "CODE", "COMPATIBILITY", "DATA", "LONG", "LONG_USER", "MODES", "PAE", "PAGED", "PROTECTED", "REAL", "STACK", "USER32",
-    "V86", "Bench", "Exit", "Guest", "Mode", "call", "handler",
+    "CODE", "COMPATIBILITY", "DATA", "LONG", "LONG_USER", "MODES", "PAE", "PAGED", "PROTECTED", "REAL", "STACK",
+    "USER32", "V86", "Bench", "Exit", "Guest", "Mode", "call", "handler",
 ]  # fmt: skip
 
 RAM: Final = 4 << 20
@@ -143,8 +142,8 @@ class Bench:
         memory = self.processor.memory
         memory.map(0, self.ram, 0, RAM)
         self.pages = {name: memory.allocate_page() for name in (
-            "pml4", "pdpt", "pd", "pt0", "pt1", "msr", "io_a", "io_b", "apic", "access", "pml", "vmread", "vmwrite", "eptp",
-            "ve",
+            "pml4", "pdpt", "pd", "pt0", "pt1", "msr", "io_a", "io_b", "apic", "access", "pml", "vmread", "vmwrite",
+            "eptp", "ve",
         )}  # fmt: skip
 
     def close(self) -> None:
@@ -170,7 +169,9 @@ class Bench:
 
 def _descriptor(base: int, limit: int, rights: int) -> bytes:
     low = (limit & 0xFFFF) | (base & 0xFFFFFF) << 16 | (rights & 0xFF) << 40
-    return (low | (limit >> 16 & 0xF) << 48 | (rights >> 12 & 0xF) << 52 | (base >> 24 & 0xFF) << 56).to_bytes(8, "little")
+    return (low | (limit >> 16 & 0xF) << 48 | (rights >> 12 & 0xF) << 52 | (base >> 24 & 0xFF) << 56).to_bytes(
+        8, "little"
+    )
 
 
 def _gate(mode: Mode, offset: int, selector: int | None, rights: int, ist: int = 0) -> bytes:
@@ -354,7 +355,9 @@ class Guest:
             Field.PML_ADDRESS: page["pml"],
             Field.EPTP_LIST_ADDRESS: page["eptp"],
             Field.VIRTUALIZATION_EXCEPTION_INFORMATION_ADDRESS: page["ve"],
-            Field.VPID: 1 if self[Field.SECONDARY_PROCESSOR_BASED_VM_EXECUTION_CONTROLS] & ProcBased2.ENABLE_VPID else 0,
+            Field.VPID: 1
+            if self[Field.SECONDARY_PROCESSOR_BASED_VM_EXECUTION_CONTROLS] & ProcBased2.ENABLE_VPID
+            else 0,
             Field.VMCS_LINK_POINTER: (1 << 64) - 1,
             Field.TSC_MULTIPLIER: 1 << 48,
             Field.HOST_CR0: Cr0.PE | Cr0.PG | Cr0.NE | Cr0.ET,
@@ -368,7 +371,7 @@ class Guest:
     def _state(self) -> None:
         mode = self.mode
         limit = 0xFFFF if mode in (REAL, V86) else 0xFFFF_FFFF
-        for number, name in enumerate("ES CS SS DS FS GS".split()):
+        for name in "ES CS SS DS FS GS".split():
             selector, rights = mode.cs if name == "CS" else mode.data
             self[Field[f"GUEST_{name}_SELECTOR"]] = selector
             self[Field[f"GUEST_{name}_LIMIT"]] = limit

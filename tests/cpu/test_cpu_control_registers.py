@@ -34,7 +34,9 @@ P = ProcBased
 RAX, RCX, R12 = 0, 1, 12
 
 
-def cr_exit(register: int, kind: CrAccessType, general: int = 0, at: int = 0, length: int = 3, linear: int = 0, **more: int) -> Exit:
+def cr_exit(
+    register: int, kind: CrAccessType, general: int = 0, at: int = 0, length: int = 3, linear: int = 0, **more: int
+) -> Exit:
     """An exit due to a control-register access."""
     qualification = CrAccessQualification(register, kind, general_register=general, **more).pack()
     return Exit(R.CR_ACCESS, qualification, at=at, length=length, linear=linear)
@@ -69,7 +71,12 @@ def test_moves_run_without_their_control(bench: Bench, code: str, control: ProcB
 
 def test_cr3_targets(bench: Bench) -> None:
     """25.6.7: a value among the first CR3-target-count ones does not exit."""
-    targets = {"CR3_TARGET_COUNT": 2, "CR3_TARGET_VALUE_0": 0x5000, "CR3_TARGET_VALUE_1": PML4, "CR3_TARGET_VALUE_2": 0x77000}
+    targets = {
+        "CR3_TARGET_COUNT": 2,
+        "CR3_TARGET_VALUE_0": 0x5000,
+        "CR3_TARGET_VALUE_1": PML4,
+        "CR3_TARGET_VALUE_2": 0x77000,
+    }
     runs = bench.guest(LONG, f"mov eax, {PML4}; mov cr3, rax", P.CR3_LOAD_EXITING, **targets)
     assert runs.enter() == runs.end()
     beyond_the_count = bench.guest(LONG, "mov eax, 0x77000; mov cr3, rax", P.CR3_LOAD_EXITING, **targets)
@@ -96,14 +103,15 @@ def test_tpr_shadow(bench: Bench) -> None:
     assert guest.read(guest.bench.pages["apic"] + 0x80, 4) == 0x20
 
 
-# --- CR0 and CR4: guest/host masks and read shadows --------------------------------------------------------------------
+# --- CR0 and CR4: guest/host masks and read shadows -------------------------------------------------------------------
 
 
 def test_read_of_cr0_and_cr4_mixes_register_and_shadow(bench: Bench) -> None:
     """26.3: bits owned by the host read from the shadow."""
     guest = bench.guest(
         LONG, "mov rax, cr0; mov rcx, cr4; smsw rdx; smsw [0xa000]",
-        CR0_GUEST_HOST_MASK=0x8, CR0_READ_SHADOW=0xFFFF_FFFF, CR4_GUEST_HOST_MASK=int(Cr4.VMXE | Cr4.DE), CR4_READ_SHADOW=int(Cr4.DE),
+        CR0_GUEST_HOST_MASK=0x8, CR0_READ_SHADOW=0xFFFF_FFFF, CR4_GUEST_HOST_MASK=int(Cr4.VMXE | Cr4.DE),
+        CR4_READ_SHADOW=int(Cr4.DE),
     )  # fmt: skip
     assert guest.enter() == guest.end()
     assert guest.gpr[RAX] == LONG.cr0 | 8
@@ -150,7 +158,9 @@ CLTS_ROWS = [
 @pytest.mark.parametrize(("mask", "shadow", "before", "exits", "after"), CLTS_ROWS)
 def test_clts(bench: Bench, mask: int, shadow: int, before: int, exits: bool, after: int) -> None:
     """26.1.3, 26.3: CLTS exits if TS is set in mask and shadow; it clears TS only if the guest owns it."""
-    guest = bench.guest(LONG, "clts", CR0_GUEST_HOST_MASK=mask * 8, CR0_READ_SHADOW=shadow * 8, GUEST_CR0=LONG.cr0 | before * 8)
+    guest = bench.guest(
+        LONG, "clts", CR0_GUEST_HOST_MASK=mask * 8, CR0_READ_SHADOW=shadow * 8, GUEST_CR0=LONG.cr0 | before * 8
+    )
     assert guest.enter() == (cr_exit(0, CLTS, length=2) if exits else guest.end())
     assert guest[Field.GUEST_CR0] >> 3 & 1 == after
 
@@ -225,8 +235,8 @@ def test_other_control_registers_do_not_exist(bench: Bench, register: int) -> No
 
 def test_paging_can_be_turned_on_and_off(bench: Bench) -> None:
     """3A 9.9.1 and 25.6.2: an unrestricted guest goes from real mode to paging and back by itself."""
-    guest = bench.guest(PROTECTED, f"mov eax, {PAGED.cr3}; mov cr3, eax; mov eax, cr0; or eax, 0x80000000; mov cr0, eax; "
-                        "mov ecx, [0xa000]; and eax, 0x7fffffff; mov cr0, eax")  # fmt: skip
+    guest = bench.guest(PROTECTED, f"mov eax, {PAGED.cr3}; mov cr3, eax; mov eax, cr0; or eax, 0x80000000; "
+                        "mov cr0, eax; mov ecx, [0xa000]; and eax, 0x7fffffff; mov cr0, eax")  # fmt: skip
     guest.write(DATA, b"\x01\x02\x03\x04")
     assert guest.enter() == guest.end()
     assert guest.gpr[RCX] == 0x04030201
@@ -234,7 +244,8 @@ def test_paging_can_be_turned_on_and_off(bench: Bench) -> None:
 
 def test_long_mode_is_entered_by_the_guest(bench: Bench) -> None:
     """3A 9.8.5: PAE, EFER.LME, then PG: EFER.LMA becomes 1, and the entry control follows at the exit (28.2)."""
-    code = f"mov eax, {PML4}; mov cr3, eax; mov eax, cr4; or eax, 0x20; mov cr4, eax; mov eax, cr0; or eax, 0x80000000; mov cr0, eax"
+    paging = "mov eax, cr4; or eax, 0x20; mov cr4, eax; mov eax, cr0; or eax, 0x80000000; mov cr0, eax"
+    code = f"mov eax, {PML4}; mov cr3, eax; {paging}"
     guest = bench.guest(PROTECTED, code, GUEST_IA32_EFER=int(Efer.LME))
     assert guest.enter() == guest.end()
     assert guest[Field.GUEST_IA32_EFER] & Efer.LMA
@@ -273,7 +284,7 @@ def test_pdptes_come_from_memory_without_ept(bench: Bench) -> None:
     assert guest.enter() == guest.end()
 
 
-# --- MOV DR -------------------------------------------------------------------------------------------------------------
+# --- MOV DR -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", [LONG, LONG_USER, PAGED, USER32], ids=str)

@@ -1,4 +1,6 @@
-"""Extended page tables: violations, misconfigurations, accessed and dirty flags, logging, execute control (SDM 3C 29.3)."""
+"""Extended page tables: violations, misconfigurations, accessed and dirty flags, logging, execute control (SDM 3C
+29.3).
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ AD_POINTER = 0x5E
 def violation(physical: int, linear: int | None = None, *, at: int = 0, final: bool = True, **bits: bool) -> Exit:
     """An EPT violation of an access with a linear address."""
     qualification = EptViolationQualification(linear_address_valid=True, final_translation=final, **bits)
-    return Exit(R.EPT_VIOLATION, qualification.pack(), at=at, linear=physical if linear is None else linear, physical=physical)
+    return Exit(
+        R.EPT_VIOLATION, qualification.pack(), at=at, linear=physical if linear is None else linear, physical=physical
+    )
 
 
 ACCESSES = {
@@ -136,8 +140,8 @@ def test_accessed_and_dirty_flags_of_ept(bench: Bench) -> None:
     guest = bench.guest(LONG, f"mov al, [{DATA:#x}]; mov [{DATA + 0x1000:#x}], al", EPT)
     guest[Field.EPT_POINTER] = guest[Field.EPT_POINTER] & ~0xFFF | AD_POINTER
     assert guest.enter() == guest.end()
-    flags = {name: guest.read(guest.ept_slot(a), 8) & (ACCESSED | DIRTY) for name, a in
-             {"code": CODE, "read": DATA, "written": DATA + 0x1000, "table": PML4, "other": DATA + 0x2000}.items()}  # fmt: skip
+    pages = {"code": CODE, "read": DATA, "written": DATA + 0x1000, "table": PML4, "other": DATA + 0x2000}
+    flags = {name: guest.read(guest.ept_slot(a), 8) & (ACCESSED | DIRTY) for name, a in pages.items()}
     both = ACCESSED | DIRTY
     assert flags == {"code": ACCESSED, "read": ACCESSED, "written": both, "table": both, "other": 0}
 
@@ -246,4 +250,3 @@ def test_tss_under_ept(bench: Bench) -> None:
     guest.map(TSS, rights=0, flags=0)
     exit = guest.enter()
     assert (exit.physical, exit.vectoring) == (TSS + 4, 0x8000_0306)
-

@@ -1,4 +1,4 @@
-"""Event injection, windows, blocking, the preemption timer and the monitor trap flag (SDM 3C 26.4.2, 26.5, 27.6, 27.7)."""
+"""Event injection, windows, blocking, preemption timer and monitor trap flag (SDM 3C 26.4.2, 26.5, 27.6, 27.7)."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_interrupt_injection_is_external_for_error_codes(bench: Bench) -> None:
         assert guest.enter().error_code == 0x55 * 8 + 2 + ext
 
 
-# --- interrupt window --------------------------------------------------------------------------------------------------
+# --- interrupt window -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", MODES, ids=str)
@@ -158,7 +158,7 @@ def test_event_goes_before_the_window(bench: Bench) -> None:
     assert guest.enter() == handler(0x33)
 
 
-# --- NMIs ---------------------------------------------------------------------------------------------------------------
+# --- NMIs -------------------------------------------------------------------------------------------------------------
 
 
 def test_nmi_window(bench: Bench) -> None:
@@ -187,7 +187,7 @@ def test_injected_nmi_blocks_nmis(bench: Bench) -> None:
     assert guest[Field.GUEST_INTERRUPTIBILITY_STATE] == BY_NMI
 
 
-# --- blocking by STI and by MOV SS ----------------------------------------------------------------------------------------
+# --- blocking by STI and by MOV SS ------------------------------------------------------------------------------------
 
 SHADOWS = [
     (LONG, "sti; cpuid", BY_STI), (LONG, "mov ss, ax; cpuid", BY_MOV_SS), (PAGED, "push ss; {17}; cpuid", BY_MOV_SS),
@@ -224,7 +224,7 @@ def test_exception_delivery_ends_the_shadow(bench: Bench) -> None:
     assert guest[Field.GUEST_INTERRUPTIBILITY_STATE] == 0
 
 
-# --- preemption timer -------------------------------------------------------------------------------------------------------
+# --- preemption timer -------------------------------------------------------------------------------------------------
 
 
 def test_preemption_timer_of_zero(bench: Bench) -> None:
@@ -243,7 +243,9 @@ def test_preemption_timer_ends_a_loop(bench: Bench) -> None:
 def test_preemption_timer_is_saved(bench: Bench) -> None:
     """28.3.4: what is left, if "save VMX-preemption timer value" is 1; 0 if it expired."""
     for control, saved in (((VmExit.SAVE_VMX_PREEMPTION_TIMER_VALUE,), True), ((), False)):
-        guest = bench.guest(LONG, "mov ecx, 100; dec ecx; jnz 0x8005; cpuid", TIMER, *control, VMX_PREEMPTION_TIMER_VALUE=100_000)
+        guest = bench.guest(
+            LONG, "mov ecx, 100; dec ecx; jnz 0x8005; cpuid", TIMER, *control, VMX_PREEMPTION_TIMER_VALUE=100_000
+        )
         guest.off(*(() if control else (VmExit.SAVE_VMX_PREEMPTION_TIMER_VALUE,)))
         assert guest.enter().reason == R.CPUID
         left = guest[Field.VMX_PREEMPTION_TIMER_VALUE]
@@ -265,7 +267,7 @@ def test_injection_wakes_from_hlt(bench: Bench) -> None:
     assert guest[Field.GUEST_ACTIVITY_STATE] == 0
 
 
-# --- monitor trap flag --------------------------------------------------------------------------------------------------------
+# --- monitor trap flag ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", MODES, ids=str)
@@ -310,7 +312,7 @@ def test_monitor_trap_flag_after_instructions_carried_out_here(bench: Bench, cod
     assert guest.enter().reason == R.MONITOR_TRAP_FLAG
 
 
-# --- external events -----------------------------------------------------------------------------------------------------------
+# --- external events --------------------------------------------------------------------------------------------------
 
 
 def test_kick_is_an_external_interrupt(bench: Bench) -> None:
@@ -320,7 +322,7 @@ def test_kick_is_an_external_interrupt(bench: Bench) -> None:
     assert guest.enter() == Exit(R.EXTERNAL_INTERRUPT)
 
 
-# --- RF ------------------------------------------------------------------------------------------------------------------------
+# --- RF ---------------------------------------------------------------------------------------------------------------
 
 
 def test_rf_is_saved_as_the_manual_says(bench: Bench) -> None:

@@ -1,4 +1,5 @@
-"""Exceptions: exits by the exception bitmap, delivery through the IDT, double and triple faults, IDT-vectoring information.
+"""Exceptions: exits by the exception bitmap, delivery through the IDT, double and triple faults, IDT-vectoring
+information.
 
 SDM 3C 26.2 (which exit), 28.2.2 (interruption information), 28.2.4 (vectoring), 3A chapter 6 (delivery).
 """
@@ -116,7 +117,8 @@ GAPS = {
 
 def _fault_rows() -> list[object]:
     return [
-        pytest.param(f, id=str(f), marks=pytest.mark.xfail(reason=GAPS[f.vector]) if f.vector in GAPS else ()) for f in FAULTS
+        pytest.param(f, id=str(f), marks=pytest.mark.xfail(reason=GAPS[f.vector]) if f.vector in GAPS else ())
+        for f in FAULTS
     ]
 
 
@@ -162,10 +164,14 @@ MATCHES = [
 
 
 @pytest.mark.parametrize(("bit", "mask", "match", "error", "exits"), MATCHES)
-def test_page_fault_error_code_mask_and_match(bench: Bench, bit: int, mask: int, match: int, error: int, exits: bool) -> None:
+def test_page_fault_error_code_mask_and_match(
+    bench: Bench, bit: int, mask: int, match: int, error: int, exits: bool
+) -> None:
     """26.2: bit 14 decides if error & mask == match; its opposite decides if not."""
     code = "mov [0x400000], eax" if error & 2 else "mov eax, [0x400000]"
-    guest = bench.guest(PAGED, code, EXCEPTION_BITMAP=bit << 14, PAGE_FAULT_ERROR_CODE_MASK=mask, PAGE_FAULT_ERROR_CODE_MATCH=match)
+    guest = bench.guest(
+        PAGED, code, EXCEPTION_BITMAP=bit << 14, PAGE_FAULT_ERROR_CODE_MASK=mask, PAGE_FAULT_ERROR_CODE_MATCH=match
+    )
     exit = guest.enter()
     assert exit == (Fault(V.PF, PAGED, code, error=error, qualification=0x40_0000).exit() if exits else handler(V.PF))
     assert guest.processor.cr2 == (0 if exits else 0x40_0000)
@@ -173,13 +179,13 @@ def test_page_fault_error_code_mask_and_match(bench: Bench, bit: int, mask: int,
 
 def test_page_fault_raised_by_the_processor_itself_obeys_the_mask(bench: Bench) -> None:
     """26.2: also where an instruction is carried out outside of the engine (SMSW to a page that is not there)."""
-    guest = bench.guest(PAGED, "smsw [0x400000]", EXCEPTION_BITMAP=0, PAGE_FAULT_ERROR_CODE_MASK=2, PAGE_FAULT_ERROR_CODE_MATCH=0,
-                        CR0_GUEST_HOST_MASK=8)  # fmt: skip
+    guest = bench.guest(PAGED, "smsw [0x400000]", EXCEPTION_BITMAP=0, PAGE_FAULT_ERROR_CODE_MASK=2,
+                        PAGE_FAULT_ERROR_CODE_MATCH=0, CR0_GUEST_HOST_MASK=8)  # fmt: skip
     assert guest.enter() == Fault(V.PF, PAGED, "", error=2, qualification=0x40_0000).exit()
     assert guest.processor.cr2 == 0
 
 
-# --- INT n -------------------------------------------------------------------------------------------------------------
+# --- INT n ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", [REAL, PROTECTED, PAGED, PAE, USER32, LONG, LONG_USER, COMPATIBILITY], ids=str)
@@ -195,7 +201,11 @@ def test_int_n_of_a_privileged_gate_faults(bench: Bench) -> None:
     """3A 6.12.1.2, 28.2.4: #GP with the gate's index; the fault was met while the software interrupt was delivered."""
     assert bench.guest(LONG_USER, "int 0x21").enter() == handler(V.GP)
     assert bench.guest(LONG_USER, "int 0x21", EXCEPTION_BITMAP=1 << V.GP).enter() == Exit(
-        R.EXCEPTION_NMI, length=2, interruption=info(V.GP, error=True), error_code=0x21 * 8 + 2, vectoring=info(0x21, SOFT_INT)
+        R.EXCEPTION_NMI,
+        length=2,
+        interruption=info(V.GP, error=True),
+        error_code=0x21 * 8 + 2,
+        vectoring=info(0x21, SOFT_INT),
     )
 
 
@@ -216,7 +226,7 @@ def test_int_in_virtual_8086_mode_depends_on_iopl(bench: Bench) -> None:
     assert guest.read(guest[Field.GUEST_RSP], 4) == CODE + 2
 
 
-# --- delivery: frames ----------------------------------------------------------------------------------------------------
+# --- delivery: frames -------------------------------------------------------------------------------------------------
 
 
 def test_long_mode_frame(bench: Bench) -> None:
@@ -268,7 +278,7 @@ def test_trap_gate_keeps_interrupts_on(bench: Bench) -> None:
         assert bool(guest[Field.GUEST_RFLAGS] & 0x200) is kept
 
 
-# --- debug exceptions -------------------------------------------------------------------------------------------------------
+# --- debug exceptions -------------------------------------------------------------------------------------------------
 
 
 def test_single_step_exits_after_the_instruction(bench: Bench) -> None:
@@ -313,7 +323,7 @@ def test_data_breakpoint(bench: Bench) -> None:
     assert guest.enter().qualification == 1
 
 
-# --- faults during delivery (3A 6.15 #DF, 26.2, 28.2.4) ------------------------------------------------------------------------
+# --- faults during delivery (3A 6.15 #DF, 26.2, 28.2.4) ---------------------------------------------------------------
 
 
 def test_benign_then_contributory_is_served_in_turn(bench: Bench) -> None:
@@ -341,7 +351,7 @@ def test_page_fault_twice_is_a_double_fault(bench: Bench) -> None:
 
 
 def test_double_fault_that_exits_is_no_vectoring(bench: Bench) -> None:
-    """28.2.4: the event resulted in a double fault that causes the exit directly: the vectoring information is invalid."""
+    """28.2.4: the event resulted in a double fault that exits directly: the vectoring information is invalid."""
     guest = bench.guest(LONG, "mov ax, 0x1235; mov ds, ax", EXCEPTION_BITMAP=1 << V.DF)
     guest.gate(V.GP, 0x50D0, rights=0x0E)
     assert guest.enter() == Exit(R.EXCEPTION_NMI, at=4, interruption=info(V.DF, error=True))
@@ -367,12 +377,20 @@ def test_software_interrupt_during_delivery(bench: Bench) -> None:
     guest = bench.guest(LONG, "int 0x80", EXCEPTION_BITMAP=1 << V.NP)
     guest.gate(0x80, 0x5800, rights=0x6E)
     assert guest.enter() == Exit(
-        R.EXCEPTION_NMI, length=2, interruption=info(V.NP, error=True), error_code=0x80 * 8 + 2, vectoring=info(0x80, SOFT_INT)
+        R.EXCEPTION_NMI,
+        length=2,
+        interruption=info(V.NP, error=True),
+        error_code=0x80 * 8 + 2,
+        vectoring=info(0x80, SOFT_INT),
     )
     breakpoint_ = bench.guest(LONG, "int3", EXCEPTION_BITMAP=1 << V.NP)
     breakpoint_.gate(3, 0x5030, rights=0x6E)
     assert breakpoint_.enter() == Exit(
-        R.EXCEPTION_NMI, length=1, interruption=info(V.NP, error=True), error_code=3 * 8 + 2, vectoring=info(3, SOFTWARE)
+        R.EXCEPTION_NMI,
+        length=1,
+        interruption=info(V.NP, error=True),
+        error_code=3 * 8 + 2,
+        vectoring=info(3, SOFTWARE),
     )
 
 
@@ -398,14 +416,24 @@ def test_ept_violation_during_delivery(bench: Bench) -> None:
     guest = bench.guest(LONG, "mov ax, 0x1235; mov ds, ax", ProcBased2.ENABLE_EPT)
     guest.map(IDT, rights=0)
     exit = guest.enter()
-    assert (exit.reason, exit.at, exit.vectoring, exit.vectoring_error) == (R.EPT_VIOLATION, 4, info(V.GP, error=True), 0x1234)
+    assert (exit.reason, exit.at, exit.vectoring, exit.vectoring_error) == (
+        R.EPT_VIOLATION,
+        4,
+        info(V.GP, error=True),
+        0x1234,
+    )
     assert (exit.linear, exit.physical) == (IDT + 16 * V.GP, IDT + 16 * V.GP)
     guest.map(IDT)
     guest.map(STACK - 0x1000, rights=1)
     guest[Field.VM_ENTRY_INTERRUPTION_INFORMATION] = info(V.GP, error=True)
     guest[Field.VM_ENTRY_EXCEPTION_ERROR_CODE] = 0x1234
     exit = guest.enter()
-    assert (exit.reason, exit.at, exit.vectoring, exit.vectoring_error) == (R.EPT_VIOLATION, 4, info(V.GP, error=True), 0x1234)
+    assert (exit.reason, exit.at, exit.vectoring, exit.vectoring_error) == (
+        R.EPT_VIOLATION,
+        4,
+        info(V.GP, error=True),
+        0x1234,
+    )
     assert guest[Field.GUEST_RSP] == STACK
 
 

@@ -70,20 +70,24 @@ CONTROLLED = [
     *(Row("26.1.3 HLT", m, "hlt", P.HLT_EXITING, Exit(R.HLT, length=1), Exit(R.HLT)) for m in ()),
     *(Row("26.1.3 PAUSE", m, "pause", P.PAUSE_EXITING, Exit(R.PAUSE_INSTRUCTION, length=2)) for m in MODES),
     *(Row("26.1.3 RDTSC", m, "rdtsc", P.RDTSC_EXITING, Exit(R.RDTSC, length=2)) for m in MODES),
-    *(Row("26.1.3 RDTSCP", m, "rdtscp", P.RDTSC_EXITING, Exit(R.RDTSCP, length=3), also=(P2.ENABLE_RDTSCP,)) for m in MODES),
+    *(Row("26.1.3 RDTSCP", m, "rdtscp", P.RDTSC_EXITING, Exit(R.RDTSCP, length=3), also=(P2.ENABLE_RDTSCP,))
+      for m in MODES),
     *(Row("26.1.3 RDPMC", m, "rdpmc", P.RDPMC_EXITING, Exit(R.RDPMC, length=2), GP) for m in SUPERVISOR),
     *(Row("26.1.3 MWAIT", m, "mwait", P.MWAIT_EXITING, Exit(R.MWAIT_INSTRUCTION, length=3)) for m in SUPERVISOR),
-    *(Row("26.1.3 MONITOR", m, "monitor", P.MONITOR_EXITING, Exit(R.MONITOR_INSTRUCTION, length=3)) for m in SUPERVISOR),
+    *(Row("26.1.3 MONITOR", m, "monitor", P.MONITOR_EXITING, Exit(R.MONITOR_INSTRUCTION, length=3))
+      for m in SUPERVISOR),
     *(Row("26.1.3 WBINVD", m, "wbinvd", P2.WBINVD_EXITING, Exit(R.WBINVD, length=2)) for m in SUPERVISOR),
     Row("26.1.3 INVLPG", LONG, "invlpg [rax + 0x123]", P.INVLPG_EXITING, Exit(R.INVLPG, 0x123, length=7)),
     Row("26.1.3 INVLPG", LONG, "mov rax, 0xffff800000000000; invlpg [rax]", P.INVLPG_EXITING,
         Exit(R.INVLPG, 0xFFFF_8000_0000_0000, at=10, length=3)),
     Row("26.1.3 INVLPG", PAGED, "invlpg [0x1234]", P.INVLPG_EXITING, Exit(R.INVLPG, 0x1234, length=7)),
     Row("26.1.3 RDRAND", LONG, "rdrand eax", P2.RDRAND_EXITING, Exit(R.RDRAND, length=3, information=1 << 11), UD),
-    Row("26.1.3 RDRAND", LONG, "rdrand r9", P2.RDRAND_EXITING, Exit(R.RDRAND, length=4, information=9 << 3 | 2 << 11), UD),
+    Row("26.1.3 RDRAND", LONG, "rdrand r9", P2.RDRAND_EXITING,
+        Exit(R.RDRAND, length=4, information=9 << 3 | 2 << 11), UD),
     Row("26.1.3 RDRAND", PAGED, "rdrand ax", P2.RDRAND_EXITING, Exit(R.RDRAND, length=4), UD),
     Row("26.1.3 RDSEED", LONG, "rdseed eax", P2.RDSEED_EXITING, Exit(R.RDSEED, length=3, information=1 << 11), UD),
-    Row("26.1.3 RDSEED", LONG, "rdseed r9", P2.RDSEED_EXITING, Exit(R.RDSEED, length=4, information=9 << 3 | 2 << 11), UD),
+    Row("26.1.3 RDSEED", LONG, "rdseed r9", P2.RDSEED_EXITING,
+        Exit(R.RDSEED, length=4, information=9 << 3 | 2 << 11), UD),
 ]  # fmt: skip
 
 
@@ -223,7 +227,9 @@ def test_invpcid_type_and_descriptor_are_checked(bench: Bench) -> None:
 
 def test_vmread_and_vmwrite_information(bench: Bench) -> None:
     """Table 28-14: operands of VMREAD and VMWRITE."""
-    assert bench.guest(LONG, "vmread rcx, rdx").enter() == Exit(R.VMREAD, length=3, information=1 << 3 | 1 << 10 | 2 << 28)
+    assert bench.guest(LONG, "vmread rcx, rdx").enter() == Exit(
+        R.VMREAD, length=3, information=1 << 3 | 1 << 10 | 2 << 28
+    )
     assert bench.guest(LONG, "vmwrite r9, r10").enter() == Exit(
         R.VMWRITE, length=4, information=10 << 3 | 1 << 10 | 9 << 28
     )

@@ -1,4 +1,4 @@
-"""I/O instructions and MSRs in VMX non-root operation (SDM 3C 26.1.3, 25.6.4, 25.6.9; 28.2.1 table 28-5; vol. 1 19.5)."""
+"""I/O instructions and MSRs in VMX non-root operation (SDM 3C 26.1.3, 25.6.4, 25.6.9; table 28-5; vol. 1 19.5)."""
 
 from __future__ import annotations
 
@@ -37,7 +37,9 @@ ALWAYS, BITMAPS = P.UNCONDITIONAL_IO_EXITING, P.USE_IO_BITMAPS
 IOPL3 = 3 << 12
 
 
-def io(port: int, size: int, *, length: int = 1, at: int = 0, information: int = 0, linear: int = 0, **bits: bool) -> Exit:
+def io(
+    port: int, size: int, *, length: int = 1, at: int = 0, information: int = 0, linear: int = 0, **bits: bool
+) -> Exit:
     """An exit due to an I/O instruction."""
     qualification = IoQualification(size_code=size - 1, port=port, **bits).pack()
     return Exit(R.IO_INSTRUCTION, qualification, length=length, at=at, information=information, linear=linear)
@@ -119,7 +121,7 @@ def test_access_that_wraps_around_exits(bench: Bench) -> None:
     assert last.enter() == last.end()
 
 
-# --- string instructions -------------------------------------------------------------------------------------------------
+# --- string instructions ----------------------------------------------------------------------------------------------
 
 BITS16, BITS32, BITS64 = 0 << 7, 1 << 7, 2 << 7
 STRINGS = [
@@ -136,7 +138,9 @@ STRINGS = [
 ]
 
 
-@pytest.mark.parametrize(("mode", "code", "size", "is_in", "rep", "length", "information", "registers", "linear"), STRINGS)
+@pytest.mark.parametrize(
+    ("mode", "code", "size", "is_in", "rep", "length", "information", "registers", "linear"), STRINGS
+)
 def test_string_exits(
     bench: Bench, mode: Mode, code: str | bytes, size: int, is_in: bool, rep: bool, length: int, information: int,
     registers: dict[int, int], linear: int,
@@ -173,7 +177,7 @@ def test_string_without_exit_steps_its_registers(bench: Bench) -> None:
     assert (repeated.gpr[1], repeated.gpr[6]) == (0, DATA + 12)
 
 
-# --- permission: IOPL and the bitmap in the TSS -------------------------------------------------------------------------------
+# --- permission: IOPL and the bitmap in the TSS -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", [USER32, LONG_USER, V86], ids=str)
@@ -208,7 +212,7 @@ def test_tss_bitmap_ends_at_the_limit(bench: Bench, limit: int, allowed: bool) -
     assert guest.enter() == (io(0x70, 1, length=2, is_in=True, immediate=True) if allowed else GP)
 
 
-# --- MSRs ------------------------------------------------------------------------------------------------------------------
+# --- MSRs -------------------------------------------------------------------------------------------------------------
 
 MSRS = [0, 0x10, 0x174, 0x1FFF, 0x2000, 0xBFFF_FFFF, 0xC000_0000, 0xC000_0100, 0xC000_1FFF, 0xC000_2000, 0xFFFF_FFFF]
 
@@ -247,24 +251,29 @@ NATIVE = [Msr.IA32_FS_BASE, Msr.IA32_GS_BASE, Msr.IA32_KERNEL_GS_BASE, Msr.IA32_
 @pytest.mark.parametrize("msr", NATIVE, ids=lambda msr: msr.name)
 def test_msr_without_exit_is_the_register(bench: Bench, msr: Msr) -> None:
     """26.1.3: not selected by the bitmaps, RDMSR gives back what WRMSR wrote."""
-    guest = bench.guest(LONG, f"mov ecx, {int(msr)}; mov eax, 0x1234; mov edx, 0x10; wrmsr; xor eax, eax; rdmsr", P.USE_MSR_BITMAPS)
+    guest = bench.guest(
+        LONG, f"mov ecx, {int(msr)}; mov eax, 0x1234; mov edx, 0x10; wrmsr; xor eax, eax; rdmsr", P.USE_MSR_BITMAPS
+    )
     assert guest.enter() == guest.end()
     assert guest.gpr[0] == 0x1234
 
 
 @pytest.mark.parametrize("msr", [Msr.IA32_FS_BASE, Msr.IA32_GS_BASE, Msr.IA32_KERNEL_GS_BASE, Msr.IA32_SYSENTER_ESP,
-                                 Msr.IA32_SYSENTER_EIP, Msr.IA32_LSTAR, Msr.IA32_CSTAR], ids=lambda msr: msr.name)  # fmt: skip
+                                 Msr.IA32_SYSENTER_EIP, Msr.IA32_LSTAR, Msr.IA32_CSTAR],
+                         ids=lambda msr: msr.name)  # fmt: skip
 def test_non_canonical_address_in_an_msr_faults(bench: Bench, msr: Msr) -> None:
     """2C WRMSR: #GP(0) for a non-canonical address."""
     guest = bench.guest(LONG, f"mov ecx, {int(msr)}; mov eax, 0; mov edx, 0x800000; wrmsr", P.USE_MSR_BITMAPS)
     assert guest.enter() == GP
 
 
-# --- the time-stamp counter ----------------------------------------------------------------------------------------------
+# --- the time-stamp counter -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("control", [ProcBased.RDTSC_EXITING, None], ids=["never exits here", "native"])
-@pytest.mark.parametrize(("offset", "multiplier"), [(0, 1 << 48), (1 << 40, 1 << 48), (1 << 40, 3 << 47), (-1 & (1 << 64) - 1, 1 << 48)])
+@pytest.mark.parametrize(
+    ("offset", "multiplier"), [(0, 1 << 48), (1 << 40, 1 << 48), (1 << 40, 3 << 47), (-1 & (1 << 64) - 1, 1 << 48)]
+)
 def test_tsc_offset_and_scaling(bench: Bench, control: ProcBased | None, offset: int, multiplier: int) -> None:
     """26.3: TSC × multiplier / 2^48 + offset, for RDTSC and RDTSCP."""
     code = "rdtsc" if control is None else "rdtscp"
@@ -280,7 +289,9 @@ def test_tsc_offset_and_scaling(bench: Bench, control: ProcBased | None, offset:
 
 def test_offset_needs_its_control(bench: Bench) -> None:
     """25.6.5: TSC_OFFSET is ignored without "use TSC offsetting"; scaling needs it too (26.3)."""
-    guest = bench.guest(LONG, "rdtsc", ProcBased2.USE_TSC_SCALING, TSC_OFFSET=1 << 60, TSC_MULTIPLIER=1 << 60).off(P.USE_TSC_OFFSETTING)
+    guest = bench.guest(LONG, "rdtsc", ProcBased2.USE_TSC_SCALING, TSC_OFFSET=1 << 60, TSC_MULTIPLIER=1 << 60).off(
+        P.USE_TSC_OFFSETTING
+    )
     before = guest.processor.clock.tsc()
     assert replace(guest.enter(), at=0) == replace(guest.end(), at=0)
     assert before <= guest.gpr[0] | guest.gpr[2] << 32 <= guest.processor.clock.tsc()

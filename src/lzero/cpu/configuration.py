@@ -39,10 +39,12 @@ _INTERCEPT_BASE = 0x60
 NO_BITMAP = (1 << 64) - 1
 
 SLOT_NAMES = (
-    "intercept exception_bitmap pf_mask pf_match cr_read cr_write dr_read dr_write msr_bitmap cr0_mask cr0_shadow cr4_mask "
-    "cr4_shadow eptp mbec apic_access pml tsc_offset tsc_multiplier mtf want_interrupt_window want_nmi_window"
+    "intercept exception_bitmap pf_mask pf_match cr_read cr_write dr_read dr_write msr_bitmap cr0_mask cr0_shadow "
+    "cr4_mask cr4_shadow eptp mbec apic_access pml tsc_offset tsc_multiplier mtf want_interrupt_window "
+    "want_nmi_window"
 ).split()
-"""The engine's variables that follow from the controls, in the order of ``native/slots.def``, where they are one run."""
+"""The engine's variables that follow from the controls, in the order of ``native/slots.def``, where they are one run.
+"""
 
 
 def _bits(traps: tuple[Trap, ...]) -> int:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lzero.cpu.engine import Action
 from lzero.cpu.instruction import Instruction, Mnemonic
 from lzero.cpu.vmcs import FIELD_POSITION
 from lzero.sdm.controls import ProcBased, ProcBased2

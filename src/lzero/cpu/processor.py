@@ -290,8 +290,8 @@ class Processor:
             self.clock.skip(max(0, self._timer_deadline - self.clock.now_ns()))
             return self.vm_exit(ExitReason.PREEMPTION_TIMER)
         raise GuestFault(
-            f"the guest waits for an event that cannot come (activity state {self.words[_ACTIVITY]}, no preemption timer) "
-            f"at RIP {self.words[_RIP]:#x}"
+            f"the guest waits for an event that cannot come (activity state {self.words[_ACTIVITY]}, no preemption "
+            f"timer) at RIP {self.words[_RIP]:#x}"
         )
 
     # --- traps and VM exits -------------------------------------------------------------------------------------
@@ -719,7 +719,8 @@ class Processor:
         return _ENTER
 
     def look_around(self) -> int:
-        """Some of the host's time has passed, at no particular point of the guest's: nothing of the guest may change."""
+        """Some of the host's time has passed, at no particular point of the guest's: nothing of the guest may change.
+        """
         if self.watch is not None:
             self.watch()
         return _ENTER

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lzero.cpu.checks import FIELD_BIT
-from lzero.cpu.engine import Action
 from lzero.cpu.instruction import Instruction
 from lzero.cpu.vmcs import FIELD_POSITION, WRITE_PLAN, Vmcs
 from lzero.sdm.exceptions import Vector

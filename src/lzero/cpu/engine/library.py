@@ -60,8 +60,8 @@ def _build() -> Path:
     compiler = shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         raise EngineError(
-            "lzero's native library is not built and no C compiler was found; install gcc (Debian: apt-get install gcc) "
-            "and run again, or install a wheel of lzero that was built with one"
+            "lzero's native library is not built and no C compiler was found; install gcc (Debian: "
+            "apt-get install gcc) and run again, or install a wheel of lzero that was built with one"
         )
     cache_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache_dir) as scratch:

@@ -72,7 +72,8 @@ class ShadowFields:
 def load_shadow_fields(choice: str) -> ShadowFields:
     """The fields meant by ``--shadow-vmcs``: ``off``, ``default`` (KVM's own set) or a TOML file.
 
-    The file has a table ``shadow`` with two lists of field names, ``read_only`` and ``read_write``, as ``lzero shadow plan
+    The file has a table ``shadow`` with two lists of field names, ``read_only`` and ``read_write``, as ``lzero shadow
+    plan
     --emit toml`` writes it.
 
     Raises
