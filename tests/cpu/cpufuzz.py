@@ -20,7 +20,7 @@ from lzero.sdm.controls import PinBased, ProcBased, ProcBased2, VmEntry, VmExit 
 from lzero.sdm.registers import Cr0, Cr4  # noqa: E402
 from lzero.sdm.vmcs_fields import VMCS_FIELDS, Field, Kind  # noqa: E402
 
-CASE_SECONDS = 20
+CASE_SECONDS = 60
 EXITS = 12
 
 # Instructions that lead somewhere, by their first bytes; operands stay random.
@@ -32,8 +32,9 @@ OPENINGS = [bytes.fromhex(text) for text in (
     "0fff 63 c8 c9 8f 48cf 41 40 67 66 f0 2e 64 65 0fae38 0f1803 0fc3 dbe3 9b d9 dd 0f58 0f10 0f38f0 0f3a 8dc0 "
     "f0ff 48 4c 49"
 ).split()]  # fmt: skip
-INTERESTING = [0, 1, 2, 3, 7, 0xFF, 0x80, 0xFFFF, 0x8000, CODE, DATA, STACK, 0x3FF000, 0x400000, (1 << 31), (1 << 32) - 1,
-               1 << 32, 1 << 38, 1 << 39, 1 << 47, (1 << 47) - 1, 0xFFFF_8000_0000_0000, (1 << 64) - 1, 1 << 63]  # fmt: skip
+INTERESTING = [0, 1, 2, 3, 7, 0xFF, 0x80, 0xFFFF, 0x8000, CODE, DATA, STACK, 0x3FF000, 0x400000, (1 << 31),
+               (1 << 32) - 1, 1 << 32, 1 << 38, 1 << 39, 1 << 47, (1 << 47) - 1, 0xFFFF_8000_0000_0000, (1 << 64) - 1,
+               1 << 63]  # fmt: skip
 WORDS = {
     Field.PIN_BASED_VM_EXECUTION_CONTROLS: PinBased,
     Field.PRIMARY_PROCESSOR_BASED_VM_EXECUTION_CONTROLS: ProcBased,
@@ -78,7 +79,7 @@ def prepare(bench: Bench, number: int) -> Guest:
     r = random.Random(number)
     guest = bench.guest(r.choice(MODES), _code(r))
     guest.on(PinBased.ACTIVATE_VMX_PREEMPTION_TIMER)
-    guest[Field.VMX_PREEMPTION_TIMER_VALUE] = r.randrange(500)
+    guest[Field.VMX_PREEMPTION_TIMER_VALUE] = r.randrange(60)
     for register in range(16):
         guest.gpr[register] = _value(r)
     guest[Field.GUEST_RSP] = STACK if r.random() < 0.7 else _value(r)
@@ -125,7 +126,7 @@ def run(guest: Guest, number: int) -> int:
             guest.skip()
         else:
             guest[Field.GUEST_RIP] = CODE + r.randrange(guest.size + 1)
-        guest[Field.VMX_PREEMPTION_TIMER_VALUE] = r.randrange(500)
+        guest[Field.VMX_PREEMPTION_TIMER_VALUE] = r.randrange(60)
         guest[Field.GUEST_ACTIVITY_STATE] = 0
     return EXITS
 
