@@ -82,21 +82,23 @@ def test_plans_keep_their_promises(profile: str, plan_class: PlanClass, cc: str,
 
 
 @compilers
+@styles
 @given(tree=trees)
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_random_trees_in_c(cc: str, tree: Node) -> None:
+@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_random_trees_in_c(style: Style, cc: str, tree: Node) -> None:
     """Also the trees no strategy has: contradictory tests, ranges inside switches, conditions and tables anywhere."""
     strategy = Strategy("random", "", "", out_of_line(tree))
-    found = outcomes_of_c(strategy, find_compiler(cc), "standalone")
+    found = outcomes_of_c(strategy, find_compiler(cc), style)
     for conditions in ALL_CONDITIONS:
         assert found[conditions] == outcomes_of_tree(strategy, conditions)
 
 
 @compilers
+@styles
 @given(tree=trees)
-@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_random_trees_in_machine_code(cc: str, tree: Node) -> None:
-    assert verify_c(Strategy("random", "", "", tree), find_compiler(cc), "standalone").problems == ()
+@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_random_trees_in_machine_code(style: Style, cc: str, tree: Node) -> None:
+    assert verify_c(Strategy("random", "", "", tree), find_compiler(cc), style).problems == ()
 
 
 @compilers

@@ -112,7 +112,7 @@ extern bool nested;
 void dump_vmcs(struct kvm_vcpu *vcpu);
 void kvm_prepare_unexpected_reason_exit(struct kvm_vcpu *vcpu, u64 exit_reason);
 
-static inline union vmx_exit_reason vmx_get_exit_reason(struct kvm_vcpu *vcpu)
+__attribute__((unused)) static inline union vmx_exit_reason vmx_get_exit_reason(struct kvm_vcpu *vcpu)
 {
 	return vcpu->exit_reason;
 }

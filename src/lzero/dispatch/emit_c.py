@@ -138,6 +138,8 @@ class _Emitter:
         self.barriers = barriers
         self.tables: list[IndirectTable] = []
         self.uses_unexpected = False
+        self.unexpected_without_retpolines = False
+        self.unexpected_elsewhere = False
 
     # -- tables -------------------------------------------------------------------------------------------------
 
@@ -175,6 +177,7 @@ class _Emitter:
     def out_of_line(self, name: str, body: Node) -> list[str]:
         self.uses_unexpected = False
         statements = self.body(body, 1)
+        self.unexpected_elsewhere |= self.uses_unexpected
         # A body that asks nothing of the reason would leave it unused, which is a warning.
         parse = [f"\tunsigned int reason = {self.spelling.parse};", ""] if _mentions_reason(statements) else []
         return [
@@ -189,13 +192,14 @@ class _Emitter:
     def entry(self, guarded: bool) -> list[str]:
         self.uses_unexpected = False
         statements = self.entry_body(guarded)
+        tail = self.unexpected_tail()
         unused = [] if _mentions_reason(self.body(self.strategy.root, 1)) else ["\t(void)reason;"]
         return [
             f"{self.spelling.linkage}int {self.function}(struct kvm_vcpu *vcpu, unsigned int reason)",
             "{",
             *unused,
             *statements,
-            *self.unexpected_tail(),
+            *tail,
             "}",
         ]
 
@@ -211,7 +215,13 @@ class _Emitter:
         tests = self.leading_tests(root)
         if tests is not None:
             return [begin, *tests, end, "", *self.body(handler_table(), 1)]
-        return [begin, *self.body(root, 1), otherwise, *self.body(handler_table(), 1), end]
+        arm = self.body(root, 1)
+        if self.uses_unexpected:
+            return [begin, *arm, otherwise, *self.body(handler_table(), 1), end]
+        # Only the table has unexpected exits: a label outside of the guard would be unused, which is a warning.
+        table = [*self.body(handler_table(), 1), *self.unexpected_tail()]
+        self.uses_unexpected, self.unexpected_without_retpolines = False, True
+        return [begin, *arm, otherwise, *table, end]
 
     def leading_tests(self, root: Node) -> list[str] | None:
         """The tests in front of the kernel's table, or ``None`` if the tree does not end in it."""
@@ -226,6 +236,12 @@ class _Emitter:
         if not self.uses_unexpected:
             return []
         return ["", f"{_UNEXPECTED_LABEL}:", f"\treturn {self.spelling.unexpected}(vcpu);"]
+
+    def kernel_unexpected(self) -> list[str]:
+        """The function behind the label, where the text defines it; not built where nothing goes to it."""
+        if self.unexpected_without_retpolines and not self.unexpected_elsewhere:
+            return ["#ifndef CONFIG_MITIGATION_RETPOLINE", *_KERNEL_UNEXPECTED, "#endif"]
+        return _KERNEL_UNEXPECTED
 
     # -- statements ---------------------------------------------------------------------------------------------
 
@@ -348,11 +364,16 @@ def emit_functions(
     """
     spelling = _KERNEL if style == "kernel" else _STANDALONE
     emitter = _Emitter(strategy, spelling, function, barriers=strategy.keeps_order if barriers is None else barriers)
-    entry = emitter.entry(style == "kernel" if guarded is None else guarded)
+    guard = style == "kernel" if guarded is None else guarded
+    entry = emitter.entry(guard)
     callees = [emitter.out_of_line(name, body) for name, body in out_of_line_functions(strategy.root).items()]
     tables = [emitter.table_definition(table) for table in emitter.tables]
-    unexpected = _KERNEL_UNEXPECTED if style == "kernel" else []
-    parts = [*tables, *callees, emitter.init_function(), unexpected, entry]
+    unexpected = emitter.kernel_unexpected() if style == "kernel" else []
+    parts = [*tables, *callees, emitter.init_function()]
+    if guard and tables and not isinstance(strategy.root, IndirectTable):
+        # Tables of the tree's own, which nothing uses where the kernel's table takes its place.
+        parts = [["#ifdef CONFIG_MITIGATION_RETPOLINE"], *parts, ["#endif"]]
+    parts = [unexpected, *parts, entry]
     return "\n\n".join("\n".join(part) for part in parts if part) + "\n"
 
 
