@@ -103,6 +103,7 @@ class Vcpu:
         self.host_timeout: object = None
         self.handled_by = 1
         self.vmcs_field = -1
+        self.recorded_reason = 0
         self.start_ns = perf_counter_ns()
         self._dispatch: Dispatch | None = None
         self.on_idle: Callable[[int], bool] = lambda deadline: True
@@ -153,6 +154,7 @@ class Vcpu:
         self.last_exits.note((exit_reason, row[1]))
         self.handled_by = 1
         self.vmcs_field = -1
+        self.recorded_reason = exit_reason
         tsc = self.pc.clock.tsc()
         cpu.clock.skip(EXIT_COST_NS)
         if words[_VECTORING]:
@@ -162,6 +164,8 @@ class Vcpu:
         go_on = self._handle(exit_reason)
         if go_on:
             self.prepare_entry()
+        if level == 2:
+            exit_reason = self.recorded_reason  # L1 may be given another exit than vmcs02 had
         self.recorder.record(
             sequence, parent, 0, level, exit_reason, row[0], row[1], row[2], row[3], row[4], row[5],
             self.vmcs_field, tsc, start - self.start_ns, perf_counter_ns() - start, self.handled_by,
@@ -385,7 +389,9 @@ class Vcpu:
         clock = self.pc.clock
         clock.set_tsc(value)
         offset = (value - self.cpu.clock.tsc()) & 0xFFFF_FFFF_FFFF_FFFF
-        self.cpu.vmwrite(Field.TSC_OFFSET, offset)
+        self.vmcs01.write(Field.TSC_OFFSET, offset)
+        if self.level == 2:
+            self.nested.tsc_moved()
 
     def place_apic(self) -> None:
         """The guest moved its local APIC: its page must exit, the old one is RAM or nothing."""

@@ -30,8 +30,9 @@ _EVENT_ERROR, _EVENT_LENGTH = _P[Field.VM_ENTRY_EXCEPTION_ERROR_CODE], _P[Field.
 _EFER, _PAT = _P[Field.GUEST_IA32_EFER], _P[Field.GUEST_IA32_PAT]
 _CR0, _CR3 = _P[Field.GUEST_CR0], _P[Field.GUEST_CR3]
 _DR7, _DEBUGCTL = _P[Field.GUEST_DR7], _P[Field.GUEST_IA32_DEBUGCTL]
+_TSC_OFFSET = _P[Field.TSC_OFFSET]
 _BLOCKING = _P[Field.GUEST_INTERRUPTIBILITY_STATE]
-_BY_MOV_SS = 2
+_BY_MOV_SS, _BY_NMI = 2, 8
 _IA32E, _LOAD_EFER = int(VmEntry.IA32E_MODE_GUEST), int(VmEntry.LOAD_IA32_EFER)
 _LOAD_PAT, _LOAD_DEBUG = int(VmEntry.LOAD_IA32_PAT), int(VmEntry.LOAD_DEBUG_CONTROLS)
 _VMCS_SHADOWING = int(ProcBased2.VMCS_SHADOWING)
@@ -52,17 +53,19 @@ def launch_or_resume(vcpu: Vcpu, state: NestedState, *, launch: bool) -> bool:
         return vm_fail(vcpu, E.VMLAUNCH_NONCLEAR_VMCS)
     if not launch and not vmcs12.launched:
         return vm_fail(vcpu, E.VMRESUME_NONLAUNCHED_VMCS)
+    if state.host_image_for is not vmcs12 or vmcs12.changed & _HOST_STATE:
+        state.host_image = None
     failure = state.checker.check(vmcs12)
     if failure is not None:
         vcpu.nested.last_failure = failure
         if failure.exit_reason is None:
             assert failure.vm_instruction_error is not None
             return vm_fail_valid(vcpu, failure.vm_instruction_error)
+        state.vmcs02.words[_EFER], state.vmcs02.words[_PAT] = vcpu.cpu.words[_EFER], vcpu.cpu.words[_PAT]
         return _fail(vcpu, state, vmcs12, failure.exit_reason, failure.exit_qualification)
     changed, vmcs12.changed = vmcs12.changed, 0
-    if state.host_image_for is not vmcs12 or changed & _HOST_STATE:
-        state.host_image = None
-    if state.merged_for is not vmcs12 or changed & CONTROL_FIELDS:
+    offset01 = vcpu.vmcs01.words[_TSC_OFFSET]
+    if state.merged_for is not vmcs12 or changed & CONTROL_FIELDS or state.merged_offset01 != offset01:
         merge_controls(vcpu, state)
     merge_msr_bitmap(state, state.memory)
     _save_l1(vcpu, state)
@@ -81,7 +84,7 @@ def _fail(vcpu: Vcpu, state: NestedState, vmcs12: Vmcs12, reason: int, qualifica
     words = vmcs12.words
     words[_P[Field.EXIT_REASON]] = reason
     words[_P[Field.EXIT_QUALIFICATION]] = qualification
-    return vcpu.nested.load_host_state()
+    return vcpu.nested.load_host_state(nmi_blocked=bool(vcpu.vmcs01.words[_BLOCKING] & _BY_NMI))
 
 
 def _save_l1(vcpu: Vcpu, state: NestedState) -> None:
@@ -153,7 +156,7 @@ def load_msr_list(vcpu: Vcpu, kind: MsrListKind, address: int, count: int) -> in
     for number in range(count):
         if number >= limit:
             return number + 1
-        data = vcpu.cpu.memory.read(address + 16 * number, 16)
+        data = vcpu.nested.state.memory.read(address + 16 * number, 16)
         index, reserved = int.from_bytes(data[:4], "little"), int.from_bytes(data[4:8], "little")
         if check_msr_entry(kind, index, reserved) is not None:
             return number + 1

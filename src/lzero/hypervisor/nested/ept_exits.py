@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lzero.cpu.vmcs import FIELD_POSITION
+from lzero.errors import GuestFault
 from lzero.hypervisor import mmio
 from lzero.hypervisor.nested.merge import secondary_controls
 from lzero.hypervisor.nested.shadow_ept import EptWalk
@@ -26,7 +27,7 @@ _LINEAR, _VECTORING = _P[Field.GUEST_LINEAR_ADDRESS], _P[Field.IDT_VECTORING_INF
 _EPTP, _PML_INDEX = _P[Field.EPT_POINTER], _P[Field.PML_INDEX]
 _ENABLE_EPT, _MBEC = int(ProcBased2.ENABLE_EPT), int(ProcBased2.MODE_BASED_EXECUTE_CONTROL_FOR_EPT)
 _ENABLE_PML, _ENABLE_VE = int(ProcBased2.ENABLE_PML), int(ProcBased2.EPT_VIOLATION_VE)
-_WRITE = 2
+_WRITE, _FETCH = 2, 4
 _FINAL, _USER = 1 << 8, 1 << 9
 _LOG_ENTRIES = 512
 _AREA_FREE, _AREA_BUSY = 0, 0xFFFF_FFFF
@@ -64,7 +65,7 @@ class EptExits:
         if found.outcome == "mapped":
             if logs and found.dirtied:
                 self._log(address)
-            return self._map(eptp, address, found, mbec=mbec)
+            return self._map(eptp, address, found, qualification, mbec=mbec)
         if found.outcome == "log full":
             w02[_QUALIFICATION] = 0
             return nested.reflect(ExitReason.PML_FULL)
@@ -77,11 +78,21 @@ class EptExits:
             return True
         return nested.reflect(ExitReason.EPT_VIOLATION)
 
-    def _map(self, eptp: int, address: int, found: EptWalk, *, mbec: bool) -> bool:
+    def _map(self, eptp: int, address: int, found: EptWalk, qualification: int, *, mbec: bool) -> bool:
         if not self._vcpu.pc.memory.contains(found.address & ~0xFFF, 4096):
-            return mmio.access(self._vcpu, found.address)
+            return self._device(qualification, found.address)
         self._state.ept.fill(eptp, address, found, mbec=mbec)
         return True
+
+    def _device(self, qualification: int, address: int) -> bool:
+        """L1's tables lead to where L1 has no RAM: L2 accesses a device of L1, or none."""
+        if qualification & _FETCH or not qualification & _FINAL:
+            what = "an instruction" if qualification & _FETCH else "a page-table entry"
+            raise GuestFault(
+                f"L2 needs {what} from guest-physical address {address:#x} of L1, where there is no memory: "
+                f"L1's extended page tables lead there (RIP of L2 {self._state.vmcs02.words[_P[Field.GUEST_RIP]]:#x})"
+            )
+        return mmio.access(self._vcpu, address)
 
     def _log(self, address: int) -> None:
         """Page-modification logging (29.3.6)."""

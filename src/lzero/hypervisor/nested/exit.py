@@ -28,6 +28,8 @@ _EVENT, _LINK = _P[Field.VM_ENTRY_INTERRUPTION_INFORMATION], _P[Field.VMCS_LINK_
 _ERROR = _P[Field.VM_INSTRUCTION_ERROR]
 _IA32E = int(VmEntry.IA32E_MODE_GUEST)
 _VALID = 1 << 31
+_BLOCKING, _BY_NMI = _P[Field.GUEST_INTERRUPTIBILITY_STATE], 8
+_VECTORING, _NMI_TYPE = _P[Field.IDT_VECTORING_INFORMATION], 2
 _LONG_MODE, _LOAD_EFER = int(VmExit.HOST_ADDRESS_SPACE_SIZE), int(VmExit.LOAD_IA32_EFER)
 _LOAD_PAT, _SAVE_TIMER = int(VmExit.LOAD_IA32_PAT), int(VmExit.SAVE_VMX_PREEMPTION_TIMER_VALUE)
 _TIMER_CONTROL, _LMA, _PAE = int(PinBased.ACTIVATE_VMX_PREEMPTION_TIMER), int(Efer.LMA), int(Cr4.PAE)
@@ -64,6 +66,9 @@ def save_exit(vcpu: Vcpu, state: NestedState, exit_reason: int) -> None:
     w12[_P[Field.EXIT_REASON]] = exit_reason
     w12[_ENTRY] = (w12[_ENTRY] & ~_IA32E) | (w02[_ENTRY] & _IA32E)
     w12[_EVENT] &= ~_VALID
+    vectoring = w02[_VECTORING]
+    if vectoring & _VALID and vectoring >> 8 & 7 == _NMI_TYPE:
+        w12[_BLOCKING] |= _BY_NMI  # whatever L0 made of it to deliver the NMI again
     _save_timer(vcpu, state, vmcs12)
     state.put_shadow12_back()
     _store_msrs(vcpu, vmcs12)
@@ -80,7 +85,7 @@ def _save_timer(vcpu: Vcpu, state: NestedState, vmcs12: Vmcs12) -> None:
 
 
 def _store_msrs(vcpu: Vcpu, vmcs12: Vmcs12) -> None:
-    memory, words = vcpu.cpu.memory, vmcs12.words
+    memory, words = vcpu.nested.state.memory, vmcs12.words
     address, count = words[_P[Field.VM_EXIT_MSR_STORE_ADDRESS]], words[_P[Field.VM_EXIT_MSR_STORE_COUNT]]
     limit = vcpu.nested.state.capabilities.max_msr_list
     for number in range(count):
@@ -107,8 +112,8 @@ _CODE64, _CODE32 = 0xA09B, 0xC09B
 _TASK = 0x8B
 
 
-def load_host_state(vcpu: Vcpu, state: NestedState) -> None:
-    """Load L1 from the host-state area of vmcs12 into vmcs01's guest-state area (28.5)."""
+def load_host_state(vcpu: Vcpu, state: NestedState, *, nmi_blocked: bool) -> None:
+    """Load L1 from the host-state area of vmcs12 into vmcs01's guest-state area (28.5); an NMI leaves NMIs blocked."""
     vmcs12 = state.vmcs12
     assert vmcs12 is not None
     w12, w01 = vmcs12.words, vcpu.vmcs01.words
@@ -123,6 +128,7 @@ def load_host_state(vcpu: Vcpu, state: NestedState) -> None:
         for part, words in zip(GUEST_STATE, state.host_image, strict=True):
             w01[part] = words
         w01[_EVENT] = 0
+    w01[_BLOCKING] = _BY_NMI if nmi_blocked else 0
     _set_shadows(vcpu)
     _load_efer_and_pat(w12, w01, state, controls, long_mode=long_mode)
     vcpu.cpu.vmptrld(vcpu.vmcs01)
@@ -136,7 +142,7 @@ def load_host_state(vcpu: Vcpu, state: NestedState) -> None:
     if bad:
         vcpu.nested.abort(VmxAbort.LOADING_HOST_MSRS)
     elif not long_mode and w12[_P[Field.HOST_CR4]] & _PAE:
-        _load_host_pdptes(vcpu, w01)
+        _load_host_pdptes(state, w01)
 
 
 def _load_segments(w12: memoryview, w01: memoryview, *, long_mode: bool) -> None:
@@ -206,7 +212,7 @@ def _load_efer_and_pat(w12: memoryview, w01: memoryview, state: NestedState, con
         w01[_P[Field.GUEST_IA32_PAT]] = state.vmcs02.words[_P[Field.GUEST_IA32_PAT]]
 
 
-def _load_host_pdptes(vcpu: Vcpu, w01: memoryview) -> None:
-    data = vcpu.cpu.memory.read(w01[_P[Field.GUEST_CR3]] & 0xFFFF_FFE0, 32)
+def _load_host_pdptes(state: NestedState, w01: memoryview) -> None:
+    data = state.memory.read(w01[_P[Field.GUEST_CR3]] & 0xFFFF_FFE0, 32)
     for number in range(4):
         w01[_P[Field.GUEST_PDPTE0] + number] = int.from_bytes(data[8 * number : 8 * number + 8], "little")

@@ -8,17 +8,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lzero.cpu.checks import ALL_DIRTY
-from lzero.cpu.memory import PhysicalMemory
 from lzero.cpu.vmcs import CONTROL_FIELDS, FIELD_POSITION, Vmcs
 from lzero.hypervisor.vmcs01 import PASSED_THROUGH_MSRS
 from lzero.sdm.controls import PinBased, ProcBased, ProcBased2, VmEntry, VmExit
 from lzero.sdm.vmcs_fields import Field
 
 if TYPE_CHECKING:
+    from lzero.hypervisor.nested.l1_memory import L1Memory
     from lzero.hypervisor.nested.state import NestedState
     from lzero.hypervisor.vcpu import Vcpu
 
-__all__ = ["AREA_SLICES", "GUEST_STATE", "merge_controls", "merge_msr_bitmap", "secondary_controls"]
+__all__ = ["AREA_SLICES", "GUEST_STATE", "merge_controls", "merge_msr_bitmap", "merge_tsc", "secondary_controls"]
 
 _P = FIELD_POSITION
 _AREA = 64
@@ -80,19 +80,22 @@ _COPIED = [
         Field.CR3_TARGET_VALUE_2,
         Field.CR3_TARGET_VALUE_3,
         Field.TPR_THRESHOLD,
-        Field.VIRTUAL_APIC_ADDRESS,
         Field.APIC_ACCESS_ADDRESS,
         Field.PLE_GAP,
         Field.PLE_WINDOW,
         Field.XSS_EXITING_BITMAP,
-        Field.VMREAD_BITMAP_ADDRESS,
-        Field.VMWRITE_BITMAP_ADDRESS,
         Field.EOI_EXIT_BITMAP_0,
         Field.EOI_EXIT_BITMAP_1,
         Field.EOI_EXIT_BITMAP_2,
         Field.EOI_EXIT_BITMAP_3,
     )
 ]
+_PAGES = [
+    _P[field] for field in (Field.VIRTUAL_APIC_ADDRESS, Field.VMREAD_BITMAP_ADDRESS, Field.VMWRITE_BITMAP_ADDRESS)
+]
+"""Addresses of pages that the processor reads and writes: they must be L1's own."""
+_CR8_EXITS = int(ProcBased.CR8_LOAD_EXITING | ProcBased.CR8_STORE_EXITING)
+_USE_TPR_SHADOW = int(ProcBased.USE_TPR_SHADOW)
 _VPID02 = 2
 _USE_MSR_BITMAPS = int(ProcBased.USE_MSR_BITMAPS)
 _ACTIVATE_SECONDARY = int(ProcBased.ACTIVATE_SECONDARY_CONTROLS)
@@ -116,9 +119,13 @@ def merge_controls(vcpu: Vcpu, state: NestedState) -> None:
             w02[part] = w01[part]
     for position in _COPIED:
         w02[position] = w12[position]
+    for position in _PAGES:
+        w02[position] = state.memory.page_or_nowhere(w12[position])
     proc2 = secondary_controls(w12)
     w02[_PIN] = (w12[_PIN] & ~_PIN_BY_L0) | (w01[_PIN] & ~int(PinBased.ACTIVATE_VMX_PREEMPTION_TIMER))
     w02[_PROC] = (w12[_PROC] & ~_PROC_BY_L0) | (w01[_PROC] & _PROC_FROM_L0) | _windows(w12)
+    if not w12[_PROC] & _USE_TPR_SHADOW:
+        w02[_PROC] |= _CR8_EXITS  # without a TPR shadow, CR8 is the task priority of L1's APIC
     w02[_PROC2] = (proc2 & ~_PROC2_BY_L0) | (w01[_PROC2] & _PROC2_FROM_L0)
     if not proc2 & ProcBased2.UNRESTRICTED_GUEST:
         w02[_PROC2] &= ~int(ProcBased2.UNRESTRICTED_GUEST)
@@ -127,7 +134,7 @@ def merge_controls(vcpu: Vcpu, state: NestedState) -> None:
     w02[_P[Field.VM_FUNCTION_CONTROLS]] = 0  # every VMFUNC exits: L0 switches its own tables
     w02[_P[Field.VPID]] = _VPID02
     w02[_P[Field.MSR_BITMAPS_ADDRESS]] = state.bitmap02
-    _merge_tsc(w12, w02, w01, proc2)
+    merge_tsc(vcpu, state)
     _merge_ept(vcpu, state, proc2)
     vmcs02.changed = ALL_DIRTY
     vmcs12.changed &= ~CONTROL_FIELDS
@@ -138,9 +145,12 @@ def _windows(w12: memoryview) -> int:
     return int(w12[_PROC] & int(ProcBased.INTERRUPT_WINDOW_EXITING | ProcBased.NMI_WINDOW_EXITING))
 
 
-def _merge_tsc(w12: memoryview, w02: memoryview, w01: memoryview, proc2: int) -> None:
+def merge_tsc(vcpu: Vcpu, state: NestedState) -> None:
     """L2's TSC is L1's, scaled and offset once more (26.3): TSC2 = TSC1 * m / 2^48 + o."""
-    offset01 = w01[_P[Field.TSC_OFFSET]]
+    assert state.vmcs12 is not None
+    w12, w02 = state.vmcs12.words, state.vmcs02.words
+    proc2 = secondary_controls(w12)
+    offset01 = state.merged_offset01 = vcpu.vmcs01.words[_P[Field.TSC_OFFSET]]
     if not w12[_PROC] & ProcBased.USE_TSC_OFFSETTING:
         w02[_P[Field.TSC_OFFSET]] = offset01
         w02[_PROC2] &= ~int(ProcBased2.USE_TSC_SCALING)
@@ -160,7 +170,7 @@ def _merge_ept(vcpu: Vcpu, state: NestedState, proc2: int) -> None:
     state.vmcs02.words[_P[Field.EPT_POINTER]] = pointer
 
 
-def merge_msr_bitmap(state: NestedState, memory: PhysicalMemory) -> None:
+def merge_msr_bitmap(state: NestedState, memory: L1Memory) -> None:
     """L2 touches an MSR without exit only if neither L0 nor L1 wants to know; L1 may change its bitmap at any time."""
     vmcs12: Vmcs | None = state.vmcs12
     assert vmcs12 is not None

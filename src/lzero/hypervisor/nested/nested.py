@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lzero.cpu.checks import Failure
+from lzero.cpu.checks import ALL_DIRTY, Failure
 from lzero.cpu.entry import eptp_valid
 from lzero.cpu.vmcs import FIELD_POSITION, Vmcs
 from lzero.hypervisor import mmio
 from lzero.hypervisor.endings import VmxAborted
 from lzero.hypervisor.nested import exit as l2_exit
 from lzero.hypervisor.nested.ept_exits import EptExits
+from lzero.hypervisor.nested.merge import merge_tsc
+from lzero.hypervisor.nested.on_behalf import HALTED, carry_out, sleep
 from lzero.hypervisor.nested.ownership import l0_wants, l1_wants, l1_wants_exception
 from lzero.hypervisor.nested.shadow_fields import ShadowFields
 from lzero.hypervisor.nested.state import NestedState
-from lzero.sdm.controls import PinBased, ProcBased2, VmExit
+from lzero.sdm.controls import PinBased, ProcBased, ProcBased2, VmExit
 from lzero.sdm.exceptions import Vector
 from lzero.sdm.exit_reasons import ExitReason
 from lzero.sdm.formats import VmxAbort
@@ -29,8 +31,17 @@ _P = FIELD_POSITION
 _PIN, _EXIT = _P[Field.PIN_BASED_VM_EXECUTION_CONTROLS], _P[Field.VM_EXIT_CONTROLS]
 _EPTP = _P[Field.EPT_POINTER]
 _EVENT = _P[Field.VM_ENTRY_INTERRUPTION_INFORMATION]
-_VALID = 1 << 31
+_PROC, _RIP, _RFLAGS = (
+    _P[Field.PRIMARY_PROCESSOR_BASED_VM_EXECUTION_CONTROLS],
+    _P[Field.GUEST_RIP],
+    _P[Field.GUEST_RFLAGS],
+)
+_ACTIVITY, _BLOCKING = _P[Field.GUEST_ACTIVITY_STATE], _P[Field.GUEST_INTERRUPTIBILITY_STATE]
+_INTERRUPTION = _P[Field.VM_EXIT_INTERRUPTION_INFORMATION]
+_VALID, _RF, _BY_NMI, _NMI_TYPE = 1 << 31, 1 << 16, 8, 2
+_MONITOR_TRAP_FLAG, _VIRTUAL_NMIS = int(ProcBased.MONITOR_TRAP_FLAG), int(PinBased.VIRTUAL_NMIS)
 _BY_L1 = 2
+_LAST_VM_FUNCTION = 63
 _NMI_EXITING, _EXTERNAL_INTERRUPT_EXITING = int(PinBased.NMI_EXITING), int(PinBased.EXTERNAL_INTERRUPT_EXITING)
 
 
@@ -52,29 +63,46 @@ class Nested:
         self._ept = EptExits(vcpu, self.state)
         self._shadow = shadow_fields
         self._shadow.install(vcpu)
+        self._stepped_from: int | None = None
         self.shadow_vmcs_allowed = self.state.capabilities.allows(ProcBased2.VMCS_SHADOWING)
 
     # --- exits of L2 ---------------------------------------------------------------------------
 
     def on_exit(self, exit_reason: int) -> bool | None:
         """An exit of L2: true once L1 or the nested module dealt with it, None if it is for L0's own handler."""
+        vcpu, state = self._vcpu, self.state
         reason = exit_reason & 0xFFFF
+        assert state.vmcs12 is not None
+        stepping = state.vmcs12.words[_PROC] & _MONITOR_TRAP_FLAG
+        self._stepped_from = state.vmcs02.words[_RIP] if stepping else None
         if l0_wants(reason):
             return self._deal_with(reason)
-        if l1_wants(self._vcpu, self.state, reason):
+        if l1_wants(vcpu, state, reason):
             return self.reflect(exit_reason)
-        return None
+        return carry_out(vcpu, reason)
 
     def reflect(self, exit_reason: int) -> bool:
         """Give the exit that vmcs02 describes to L1."""
         vcpu = self._vcpu
         vcpu.handled_by = _BY_L1
+        vcpu.recorded_reason = exit_reason
+        self._stepped_from = None
+        blocked = self._nmis_blocked_after(exit_reason)
         l2_exit.save_exit(vcpu, self.state, exit_reason)
-        return self.load_host_state()
+        return self.load_host_state(nmi_blocked=blocked)
 
-    def load_host_state(self) -> bool:
+    def _nmis_blocked_after(self, exit_reason: int) -> bool:
+        """An NMI that exits blocks further ones; other exits change nothing, nor does virtual blocking (28.5.6)."""
+        vmcs12, w02 = self.state.vmcs12, self.state.vmcs02.words
+        assert vmcs12 is not None
+        if exit_reason == ExitReason.EXCEPTION_NMI and w02[_INTERRUPTION] >> 8 & 7 == _NMI_TYPE:
+            return True
+        virtual = vmcs12.words[_PIN] & _VIRTUAL_NMIS
+        return bool((self._vcpu.vmcs01.words if virtual else w02)[_BLOCKING] & _BY_NMI)
+
+    def load_host_state(self, *, nmi_blocked: bool) -> bool:
         """L1 goes on at its HOST_RIP."""
-        l2_exit.load_host_state(self._vcpu, self.state)
+        l2_exit.load_host_state(self._vcpu, self.state, nmi_blocked=nmi_blocked)
         self.update_shadow_vmcs()
         self._vcpu.parent = self._vcpu.exits - 1
         return self._vcpu.stop_reason is None
@@ -122,9 +150,11 @@ class Nested:
         vcpu, vmcs12 = self._vcpu, self.state.vmcs12
         assert vmcs12 is not None
         words, gpr = vmcs12.words, vcpu.cpu.gpr
-        index = gpr[1] & 0xFFFF_FFFF
+        function, index = gpr[0] & 0xFFFF_FFFF, gpr[1] & 0xFFFF_FFFF
+        if function > _LAST_VM_FUNCTION:
+            return vcpu.inject_exception(Vector.UD)
         enabled = words[_P[Field.VM_FUNCTION_CONTROLS]] & 1
-        if gpr[0] & 0xFFFF_FFFF or not enabled or index >= 512:
+        if function or not enabled or index >= 512:
             return self.reflect(ExitReason.VMFUNC)
         eptp = self.state.memory.read_u64(words[_P[Field.EPTP_LIST_ADDRESS]] + 8 * index)
         if not eptp_valid(eptp, self.state.capabilities):
@@ -142,25 +172,41 @@ class Nested:
         vmcs12 = state.vmcs12
         assert vmcs12 is not None
         pin = vmcs12.words[_PIN]
+        if self._stepped_from is not None and not self._event_pending():
+            before, self._stepped_from = self._stepped_from, None
+            if state.vmcs02.words[_RIP] != before:
+                self._synthesize(ExitReason.MONITOR_TRAP_FLAG)
+                return deadline
+        if state.vmcs02.words[_ACTIVITY] == HALTED and not self._event_pending():
+            sleep(vcpu, state)
+            now, deadline = 0, vcpu.pc.clock.next_deadline_ns()
         own = state.preemption_deadline
         if own is not None:
             now = now or vcpu.pc.clock.now_ns()
             if own <= now and not self._event_pending():
-                vmcs12.words[_P[Field.VMX_PREEMPTION_TIMER_VALUE]] = 0
                 self._synthesize(ExitReason.PREEMPTION_TIMER)
                 return deadline
             deadline = own if deadline is None else min(deadline, own)
         pc = vcpu.pc
-        if pc.nmi_pending and pin & _NMI_EXITING:
+        if pc.nmi_pending and pin & _NMI_EXITING and not self._nmis_blocked(pin):
             return self._leave_for(deadline, now, self._nmi)
         if pc.interrupt_pending and pin & _EXTERNAL_INTERRUPT_EXITING:
             return self._leave_for(deadline, now, self._external_interrupt)
         return deadline
 
+    def tsc_moved(self) -> None:
+        """L1's TSC got another value while L2 runs: what L2 reads follows from it."""
+        merge_tsc(self._vcpu, self.state)
+        self.state.vmcs02.changed = ALL_DIRTY
+
     def intercepts(self, control: PinBased) -> bool:
         """Whether L1 asked for exits of L2 on events of this kind."""
         vmcs12 = self.state.vmcs12
         return vmcs12 is not None and bool(vmcs12.words[_PIN] & control)
+
+    def _nmis_blocked(self, pin: int) -> bool:
+        """NMIs themselves are blocked in L2, not virtual ones."""
+        return not pin & _VIRTUAL_NMIS and bool(self.state.vmcs02.words[_BLOCKING] & _BY_NMI)
 
     def _event_pending(self) -> bool:
         return bool(self.state.vmcs02.words[_EVENT] & _VALID)
@@ -193,6 +239,7 @@ class Nested:
         if not l1_wants_exception(self.state, vector, error_code or 0):
             return False
         has_error = error_code is not None
+        self.state.vmcs02.words[_RFLAGS] |= _RF
         qualification = self._vcpu.cpu.cr2 if vector == Vector.PF else 0
         self._synthesize(
             ExitReason.EXCEPTION_NMI,

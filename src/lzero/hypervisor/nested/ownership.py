@@ -112,23 +112,23 @@ def _io(vcpu: Vcpu, words: memoryview, state: NestedState) -> bool:
     return False
 
 
-def _msr(vcpu: Vcpu, words: memoryview, *, write: bool) -> bool:
+def _msr(vcpu: Vcpu, words: memoryview, state: NestedState, *, write: bool) -> bool:
     if not words[_PROC] & ProcBased.USE_MSR_BITMAPS:
         return True
     index = vcpu.cpu.gpr[1] & 0xFFFF_FFFF
     if not (index < 0x2000 or 0xC000_0000 <= index < 0xC000_2000):
         return True
     offset = (0x800 if write else 0) + (0x400 if index >= 0xC000_0000 else 0) + (index & 0x1FFF) // 8
-    byte = vcpu.cpu.memory.read(words[_P[Field.MSR_BITMAPS_ADDRESS]] + offset, 1)[0]
+    byte = state.memory.read(words[_P[Field.MSR_BITMAPS_ADDRESS]] + offset, 1)[0]
     return bool(byte >> (index & 7) & 1)
 
 
 def _rdmsr(vcpu: Vcpu, words: memoryview, state: NestedState) -> bool:
-    return _msr(vcpu, words, write=False)
+    return _msr(vcpu, words, state, write=False)
 
 
 def _wrmsr(vcpu: Vcpu, words: memoryview, state: NestedState) -> bool:
-    return _msr(vcpu, words, write=True)
+    return _msr(vcpu, words, state, write=True)
 
 
 def _cr_access(vcpu: Vcpu, words: memoryview, state: NestedState) -> bool:

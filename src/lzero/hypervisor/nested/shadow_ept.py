@@ -13,6 +13,7 @@ from lzero.hypervisor.ept import ExtendedPageTables
 from lzero.sdm.formats import EptEntry
 
 if TYPE_CHECKING:
+    from lzero.hypervisor.nested.l1_memory import L1Memory
     from lzero.hypervisor.vcpu import Vcpu
 
 __all__ = ["EptWalk", "ShadowEpt"]
@@ -47,11 +48,13 @@ class ShadowEpt:
     ----------
     vcpu:
         Whose memory the tables map.
+    memory:
+        Where L1's tables are.
     """
 
-    def __init__(self, vcpu: Vcpu) -> None:
-        self._vcpu = vcpu
-        self._memory = vcpu.cpu.memory
+    def __init__(self, vcpu: Vcpu, memory: L1Memory) -> None:
+        self._own = vcpu.cpu.memory
+        self._memory = memory
         self._reserved = _ADDRESS & ~((1 << vcpu.physical_address_bits) - 1)
         self._tables: dict[int, ExtendedPageTables] = {}
 
@@ -61,7 +64,7 @@ class ShadowEpt:
         if tables is None:
             if len(self._tables) >= _CACHED:
                 self._tables.pop(next(iter(self._tables))).clear()
-            tables = ExtendedPageTables(self._memory)
+            tables = ExtendedPageTables(self._own)
         self._tables[eptp12] = tables
         return tables
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lzero.cpu.entry import EntryChecker
-from lzero.cpu.memory import PhysicalMemory
 from lzero.cpu.vmcs import FIELD_POSITION, Vmcs
 from lzero.hypervisor.features import NESTED
+from lzero.hypervisor.nested.l1_memory import L1Memory
 from lzero.hypervisor.nested.shadow_ept import ShadowEpt
 from lzero.hypervisor.nested.vmcs12 import NO_VMCS, Vmcs12
 from lzero.sdm.vmcs_fields import Field
@@ -31,6 +31,8 @@ class NestedState:
         The current VMCS, None if there is none.
     vmcs02:
         What L2 runs under.
+    merged_for, merged_offset01:
+        Whose controls vmcs02 holds, and the TSC offset of L1 they were made with.
     host_image, host_image_for:
         vmcs01's guest-state area as a VM exit to L1 leaves it, and whose host state that is.
     shadow12:
@@ -40,21 +42,23 @@ class NestedState:
     """
 
     def __init__(self, vcpu: Vcpu) -> None:
-        self.memory: PhysicalMemory = vcpu.cpu.memory
+        self._own = vcpu.cpu.memory
+        self.memory = L1Memory(vcpu.cpu.memory, vcpu.pc.memory)
         self.capabilities = NESTED
         self.checker = EntryChecker(NESTED, self.memory.read)
         self.vmxon_pointer = NO_VMCS
         self.vmcs12: Vmcs12 | None = None
         self.vmcs02 = Vmcs()
         self.merged_for: Vmcs12 | None = None
+        self.merged_offset01 = 0
         self.host_image: list[memoryview] | None = None
         self.host_image_for: Vmcs12 | None = None
         self.shadow12: Vmcs12 | None = None
         self.preemption_deadline: int | None = None
         self.inherited = (0, 0, 0, 0)
-        self.ept = ShadowEpt(vcpu)
-        self.bitmap02 = self.memory.allocate_page()
-        self.memory.write(self.bitmap02, b"\xff" * 4096)
+        self.ept = ShadowEpt(vcpu, self.memory)
+        self.bitmap02 = self._own.allocate_page()
+        self._own.write(self.bitmap02, b"\xff" * 4096)
         self._bitmap02: dict[int, int] = {}
 
     @property
@@ -78,7 +82,7 @@ class NestedState:
         if wanted != self._bitmap02:
             self._bitmap02 = wanted
             for offset, value in wanted.items():
-                self.memory.write(self.bitmap02 + offset, bytes([value]))
+                self._own.write(self.bitmap02 + offset, bytes([value]))
 
     def use_shadow12(self, vcpu: Vcpu) -> None:
         """L2 accesses the VMCS that vmcs12's link pointer refers to."""

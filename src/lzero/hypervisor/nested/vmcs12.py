@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import struct
 
-from lzero.cpu.memory import PhysicalMemory
 from lzero.cpu.vmcs import FIELD_POSITION, Vmcs
+from lzero.hypervisor.nested.l1_memory import L1Memory
 
 __all__ = ["NO_VMCS", "SHADOW_INDICATOR", "Vmcs12", "region_header"]
 
@@ -22,7 +22,7 @@ _FIELDS = struct.Struct(f"<{len(_POSITIONS)}Q")
 _CLEAR, _LAUNCHED = 0, 1
 
 
-def region_header(memory: PhysicalMemory, address: int) -> int:
+def region_header(memory: L1Memory, address: int) -> int:
     """Bits 31:0 of a VMCS region: revision identifier and shadow-VMCS indicator."""
     return int.from_bytes(memory.read(address, 4), "little")
 
@@ -40,7 +40,7 @@ class Vmcs12(Vmcs):
 
     __slots__ = ("_memory", "address", "is_shadow")
 
-    def __init__(self, memory: PhysicalMemory, address: int) -> None:
+    def __init__(self, memory: L1Memory, address: int) -> None:
         super().__init__()
         self._memory = memory
         self.address = address
