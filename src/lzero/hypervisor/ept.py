@@ -14,6 +14,8 @@ from lzero.sdm.formats import EptEntry, MemoryType
 __all__ = ["ExtendedPageTables"]
 
 _RWX = int(EptEntry.READ | EptEntry.WRITE | EptEntry.EXECUTE)
+_TABLE = int(EptEntry.READ | EptEntry.WRITE | EptEntry.EXECUTE | EptEntry.USER_EXECUTE)
+"""Rights of an entry that refers to a table: the last level decides, under mode-based execute control too."""
 _LARGE = 0x80
 _WRITE_BACK = int(MemoryType.WB) << 3
 _MISCONFIGURED = 0b110
@@ -53,7 +55,7 @@ class ExtendedPageTables:
             slot = table + (guest_physical >> level & 511) * 8
             entry = self._memory.host_word(slot)
             if not entry & _RWX:
-                entry = self._new_table() | _RWX
+                entry = self._new_table() | _TABLE
                 self._memory.set_host_word(slot, entry)
             elif entry & _LARGE:
                 entry = self._split(slot, entry, level)
@@ -69,7 +71,7 @@ class ExtendedPageTables:
         base = entry & _ADDRESS
         for number in range(512):
             self._memory.set_host_word(table + 8 * number, (base + number * step) | flags)
-        pointer = table | _RWX
+        pointer = table | _TABLE
         self._memory.set_host_word(slot, pointer)
         return pointer
 

@@ -28,7 +28,7 @@ _EPTP, _PML_INDEX = _P[Field.EPT_POINTER], _P[Field.PML_INDEX]
 _ENABLE_EPT, _MBEC = int(ProcBased2.ENABLE_EPT), int(ProcBased2.MODE_BASED_EXECUTE_CONTROL_FOR_EPT)
 _ENABLE_PML, _ENABLE_VE = int(ProcBased2.ENABLE_PML), int(ProcBased2.EPT_VIOLATION_VE)
 _WRITE, _FETCH = 2, 4
-_FINAL, _USER = 1 << 8, 1 << 9
+_FINAL, _EXECUTE_BITS = 1 << 8, 0x404
 _LOG_ENTRIES = 512
 _AREA_FREE, _AREA_BUSY = 0, 0xFFFF_FFFF
 
@@ -60,9 +60,8 @@ class EptExits:
             access |= _WRITE  # with accessed and dirty flags, walks of the guest's tables write (29.3.3.2)
         logs = bool(proc2 & _ENABLE_PML)
         log_full = logs and w02[_PML_INDEX] >= _LOG_ENTRIES
-        user = bool(qualification & _USER)
-        found = state.ept.walk(eptp, address, access, mbec=mbec, user=user, log_full=log_full)
-        if found.outcome == "mapped":
+        found = state.ept.walk(eptp, address, access, mbec=mbec, log_full=log_full)
+        if found.outcome == "mapped" and not (mbec and access == _FETCH and _wrong_mode(qualification, found.rights)):
             if logs and found.dirtied:
                 self._log(address)
             return self._map(eptp, address, found, qualification, mbec=mbec)
@@ -116,3 +115,9 @@ class EptExits:
         index = w12[_P[Field.EPTP_INDEX]].to_bytes(2, "little")
         memory.write(area, head + b"".join(value.to_bytes(8, "little") for value in values) + index)
         return self._vcpu.inject_exception(Vector.VE)
+
+
+def _wrong_mode(qualification: int, rights: int) -> bool:
+    """A fetch that L0's tables refuse with L1's rights in them: its mode is the one that lacks the right (29.3.2)."""
+    seen = (4 if qualification & 0x20 else 0) | (0x400 if qualification & 0x40 else 0)
+    return seen == rights & _EXECUTE_BITS

@@ -22,7 +22,7 @@ _ADDRESS = 0x000F_FFFF_FFFF_F000
 _RWX = 7
 _LARGE, _ACCESSED, _DIRTY = int(EptEntry.PAGE_SIZE), int(EptEntry.ACCESSED), int(EptEntry.DIRTY)
 _USER_EXECUTE = int(EptEntry.USER_EXECUTE)
-_WRITE = 2
+_WRITE, _EXECUTE = 2, 4
 _CACHED = 16
 
 
@@ -74,9 +74,7 @@ class ShadowEpt:
             if eptp12 is None or (pointer ^ eptp12) & _ADDRESS == 0:
                 tables.clear()
 
-    def walk(
-        self, eptp12: int, address: int, access: int, *, mbec: bool = False, user: bool = False, log_full: bool = False
-    ) -> EptWalk:
+    def walk(self, eptp12: int, address: int, access: int, *, mbec: bool = False, log_full: bool = False) -> EptWalk:
         """Look an L2 address up in L1's tables as the processor would, setting accessed and dirty flags.
 
         Parameters
@@ -85,13 +83,13 @@ class ShadowEpt:
             Guest-physical address in L2.
         access:
             1 read, 2 write, 4 fetch, or a sum of them.
-        mbec, user:
-            Mode-based execute control is on; the fetch is from a user-mode linear address.
+        mbec:
+            Mode-based execute control is on: a fetch needs one of the two rights, the processor knows which.
         log_full:
             Page-modification logging is on and the log has no room: no dirty flag may be set.
         """
         flags = bool(eptp12 & 0x40)
-        wanted = _USER_EXECUTE if mbec and user and access == 4 else access
+        either = mbec and access == _EXECUTE
         present = _RWX | _USER_EXECUTE if mbec else _RWX
         table, rights, visited = eptp12 & _ADDRESS, -1, []
         for shift in (39, 30, 21, 12):
@@ -105,7 +103,7 @@ class ShadowEpt:
             rights &= entry
             visited.append((slot, entry))
             if leaf:
-                if rights & wanted != wanted:
+                if not rights & (_EXECUTE | _USER_EXECUTE) if either else rights & access != access:
                     return EptWalk("violation", 0, rights, bool(entry >> 63))
                 dirtied = flags and bool(access & _WRITE) and not entry & _DIRTY
                 if dirtied and log_full:
