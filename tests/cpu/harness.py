@@ -228,7 +228,7 @@ class Guest:
         if self.polls > 20:
             raise GuestFault("guest code does not come to an end")
 
-    # --- memory ------------------------------------------------------------------------------------------------
+    # --- memory --------------------------------------------------------------------------------------------------
 
     def write(self, address: int, data: bytes) -> None:
         """Write guest memory (or L0's)."""
@@ -302,7 +302,7 @@ class Guest:
             self.write(PT32 + (linear >> 12) * 4, struct.pack("<I", entry))
         self.processor.invept()
 
-    # --- the VMCS --------------------------------------------------------------------------------------------------
+    # --- the VMCS ------------------------------------------------------------------------------------------------
 
     def __getitem__(self, name: Field) -> int:
         return self.processor.vmread(name)
@@ -387,7 +387,7 @@ class Guest:
         }.items():  # fmt: skip
             self[name] = int(value)
 
-    # --- run ---------------------------------------------------------------------------------------------------------
+    # --- run -----------------------------------------------------------------------------------------------------
 
     def enter(self) -> Exit:
         """VMLAUNCH or VMRESUME; returns at the next VM exit."""

@@ -44,7 +44,7 @@ def cr_exit(
 
 TO, FROM, CLTS, LMSW = CrAccessType.MOV_TO_CR, CrAccessType.MOV_FROM_CR, CrAccessType.CLTS, CrAccessType.LMSW
 
-# --- MOV CR3 and CR8 ------------------------------------------------------------------------------------------------
+# --- MOV CR3 and CR8 ---------------------------------------------------------------------------------------------
 
 MOVES = [
     ("mov cr3, rax", P.CR3_LOAD_EXITING, cr_exit(3, TO, RAX)),
@@ -103,7 +103,7 @@ def test_tpr_shadow(bench: Bench) -> None:
     assert guest.read(guest.bench.pages["apic"] + 0x80, 4) == 0x20
 
 
-# --- CR0 and CR4: guest/host masks and read shadows -------------------------------------------------------------------
+# --- CR0 and CR4: guest/host masks and read shadows --------------------------------------------------------------
 
 
 def test_read_of_cr0_and_cr4_mixes_register_and_shadow(bench: Bench) -> None:
@@ -284,7 +284,7 @@ def test_pdptes_come_from_memory_without_ept(bench: Bench) -> None:
     assert guest.enter() == guest.end()
 
 
-# --- MOV DR -----------------------------------------------------------------------------------------------------------
+# --- MOV DR ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", [LONG, LONG_USER, PAGED, USER32], ids=str)

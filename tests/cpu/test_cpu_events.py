@@ -107,7 +107,7 @@ def test_interrupt_injection_is_external_for_error_codes(bench: Bench) -> None:
         assert guest.enter().error_code == 0x55 * 8 + 2 + ext
 
 
-# --- interrupt window -------------------------------------------------------------------------------------------------
+# --- interrupt window --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", MODES, ids=str)
@@ -158,7 +158,7 @@ def test_event_goes_before_the_window(bench: Bench) -> None:
     assert guest.enter() == handler(0x33)
 
 
-# --- NMIs -------------------------------------------------------------------------------------------------------------
+# --- NMIs --------------------------------------------------------------------------------------------------------
 
 
 def test_nmi_window(bench: Bench) -> None:
@@ -187,7 +187,7 @@ def test_injected_nmi_blocks_nmis(bench: Bench) -> None:
     assert guest[Field.GUEST_INTERRUPTIBILITY_STATE] == BY_NMI
 
 
-# --- blocking by STI and by MOV SS ------------------------------------------------------------------------------------
+# --- blocking by STI and by MOV SS -------------------------------------------------------------------------------
 
 SHADOWS = [
     (LONG, "sti; cpuid", BY_STI), (LONG, "mov ss, ax; cpuid", BY_MOV_SS), (PAGED, "push ss; {17}; cpuid", BY_MOV_SS),
@@ -224,7 +224,7 @@ def test_exception_delivery_ends_the_shadow(bench: Bench) -> None:
     assert guest[Field.GUEST_INTERRUPTIBILITY_STATE] == 0
 
 
-# --- preemption timer -------------------------------------------------------------------------------------------------
+# --- preemption timer --------------------------------------------------------------------------------------------
 
 
 def test_preemption_timer_of_zero(bench: Bench) -> None:
@@ -267,7 +267,7 @@ def test_injection_wakes_from_hlt(bench: Bench) -> None:
     assert guest[Field.GUEST_ACTIVITY_STATE] == 0
 
 
-# --- monitor trap flag ------------------------------------------------------------------------------------------------
+# --- monitor trap flag -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", MODES, ids=str)
@@ -312,7 +312,7 @@ def test_monitor_trap_flag_after_instructions_carried_out_here(bench: Bench, cod
     assert guest.enter().reason == R.MONITOR_TRAP_FLAG
 
 
-# --- external events --------------------------------------------------------------------------------------------------
+# --- external events ---------------------------------------------------------------------------------------------
 
 
 def test_kick_is_an_external_interrupt(bench: Bench) -> None:
@@ -322,7 +322,7 @@ def test_kick_is_an_external_interrupt(bench: Bench) -> None:
     assert guest.enter() == Exit(R.EXTERNAL_INTERRUPT)
 
 
-# --- RF ---------------------------------------------------------------------------------------------------------------
+# --- RF ----------------------------------------------------------------------------------------------------------
 
 
 def test_rf_is_saved_as_the_manual_says(bench: Bench) -> None:

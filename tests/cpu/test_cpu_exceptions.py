@@ -153,7 +153,7 @@ def test_exception_is_delivered(bench: Bench, fault: Fault) -> None:
     assert guest.read(frame, width) == CODE + fault.at + fault.length
 
 
-# --- page faults: mask and match -------------------------------------------------------------------------------------
+# --- page faults: mask and match ---------------------------------------------------------------------------------
 
 MATCHES = [
     # bit 14, mask, match, error code: exits
@@ -185,7 +185,7 @@ def test_page_fault_raised_by_the_processor_itself_obeys_the_mask(bench: Bench) 
     assert guest.processor.cr2 == 0
 
 
-# --- INT n ------------------------------------------------------------------------------------------------------------
+# --- INT n -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", [REAL, PROTECTED, PAGED, PAE, USER32, LONG, LONG_USER, COMPATIBILITY], ids=str)
@@ -226,7 +226,7 @@ def test_int_in_virtual_8086_mode_depends_on_iopl(bench: Bench) -> None:
     assert guest.read(guest[Field.GUEST_RSP], 4) == CODE + 2
 
 
-# --- delivery: frames -------------------------------------------------------------------------------------------------
+# --- delivery: frames --------------------------------------------------------------------------------------------
 
 
 def test_long_mode_frame(bench: Bench) -> None:
@@ -278,7 +278,7 @@ def test_trap_gate_keeps_interrupts_on(bench: Bench) -> None:
         assert bool(guest[Field.GUEST_RFLAGS] & 0x200) is kept
 
 
-# --- debug exceptions -------------------------------------------------------------------------------------------------
+# --- debug exceptions --------------------------------------------------------------------------------------------
 
 
 def test_single_step_exits_after_the_instruction(bench: Bench) -> None:
@@ -323,7 +323,7 @@ def test_data_breakpoint(bench: Bench) -> None:
     assert guest.enter().qualification == 1
 
 
-# --- faults during delivery (3A 6.15 #DF, 26.2, 28.2.4) ---------------------------------------------------------------
+# --- faults during delivery (3A 6.15 #DF, 26.2, 28.2.4) ----------------------------------------------------------
 
 
 def test_benign_then_contributory_is_served_in_turn(bench: Bench) -> None:

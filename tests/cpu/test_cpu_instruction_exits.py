@@ -110,7 +110,7 @@ def test_does_not_exit_without_its_control(bench: Bench, row: Row) -> None:
         assert guest.enter() == (guest.end() if row.without is None else row.without)
 
 
-# --- faults that come before the exit (26.1.1) ---------------------------------------------------------------------
+# --- faults that come before the exit (26.1.1) -------------------------------------------------------------------
 
 PRIVILEGED = [
     ("hlt", P.HLT_EXITING), ("invd", None), ("wbinvd", P2.WBINVD_EXITING), ("invlpg [eax]", P.INVLPG_EXITING),
@@ -149,7 +149,7 @@ def test_rdtscp_needs_its_control(bench: Bench) -> None:
     assert bench.guest(LONG, "rdtscp", P.RDTSC_EXITING).enter() == UD
 
 
-# --- VMX instructions -----------------------------------------------------------------------------------------------
+# --- VMX instructions --------------------------------------------------------------------------------------------
 
 VMX = {
     "vmclear [rax + 0x10]": (R.VMCLEAR, 5, 0x10),
@@ -251,7 +251,7 @@ def test_getsec_is_undefined_without_smx(bench: Bench, mode: Mode) -> None:
     assert bench.guest(mode, "getsec").enter() == UD
 
 
-# --- HLT and the activity state --------------------------------------------------------------------------------------
+# --- HLT and the activity state ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", SUPERVISOR, ids=str)
@@ -260,7 +260,7 @@ def test_hlt_exits(bench: Bench, mode: Mode) -> None:
     assert bench.guest(mode, "hlt", P.HLT_EXITING).enter() == Exit(R.HLT, length=1)
 
 
-# --- descriptor tables -----------------------------------------------------------------------------------------------
+# --- descriptor tables -------------------------------------------------------------------------------------------
 
 _NO_INDEX_RAX = 2 << 7 | 3 << 15 | 1 << 22
 DESCRIPTOR_TABLES = [

@@ -5,11 +5,11 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-from guestasm import assemble
 from harness import LONG, LONG_USER, PAE, PAGED, PD32, PD_PAE, PML4, PT0, PT32, RAM, USER32, Bench, Exit, Guest, Mode
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from guestasm import assemble
 from lzero.cpu import paging as oracle
 from lzero.sdm.controls import ProcBased2
 from lzero.sdm.exceptions import Vector
@@ -146,7 +146,13 @@ def _prepare(bench: Bench, case: Case) -> tuple[Guest, int, oracle.Paging]:
     for page in range(8):
         guest.write((page << 12) + OFFSET, b"\x0f\x01\xc1" + struct.pack("<I", page << 12))
     cr0 = case.mode.cr0 | (Cr0.WP if case.wp else 0)
-    cr4 = case.mode.cr4 | (Cr4.SMEP if case.smep else 0) | (Cr4.SMAP if case.smap else 0) | (Cr4.PSE if case.pse else 0) | Cr4.VMXE
+    cr4 = (
+        case.mode.cr4
+        | (Cr4.SMEP if case.smep else 0)
+        | (Cr4.SMAP if case.smap else 0)
+        | (Cr4.PSE if case.pse else 0)
+        | Cr4.VMXE
+    )
     efer = case.mode.efer & ~Efer.NXE | (Efer.NXE if case.nxe else 0)
     guest[Field.GUEST_CR0], guest[Field.GUEST_CR4], guest[Field.GUEST_IA32_EFER] = cr0, cr4, efer
     guest[Field.GUEST_RFLAGS] = 2 | (1 << 18 if case.alignment_check else 0)
@@ -165,7 +171,9 @@ def _prepare(bench: Bench, case: Case) -> tuple[Guest, int, oracle.Paging]:
         guest[Field.EPT_POINTER] = pointer
     guest.processor.invept()
     pdptes = tuple(guest.read(case.mode.cr3 + 8 * n, 8) for n in range(4)) if case.mode is PAE else (0, 0, 0, 0)
-    regs = oracle.Paging(cr0, case.mode.cr3, cr4, efer, pdptes, case.alignment_check, pointer, case.mbec and bool(case.ept))
+    regs = oracle.Paging(
+        cr0, case.mode.cr3, cr4, efer, pdptes, case.alignment_check, pointer, case.mbec and bool(case.ept)
+    )
     return guest, linear, regs
 
 

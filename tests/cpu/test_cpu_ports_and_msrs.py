@@ -83,7 +83,7 @@ def test_unintercepted_port_does_not_exit(bench: Bench, mode: Mode) -> None:
     assert guest.gpr[0] & 0xFF == 0xFF
 
 
-# --- I/O bitmaps ------------------------------------------------------------------------------------------------------
+# --- I/O bitmaps -------------------------------------------------------------------------------------------------
 
 
 def _bitmap(guest: Guest, *ports: int) -> None:
@@ -121,7 +121,7 @@ def test_access_that_wraps_around_exits(bench: Bench) -> None:
     assert last.enter() == last.end()
 
 
-# --- string instructions ----------------------------------------------------------------------------------------------
+# --- string instructions -----------------------------------------------------------------------------------------
 
 BITS16, BITS32, BITS64 = 0 << 7, 1 << 7, 2 << 7
 STRINGS = [
@@ -177,7 +177,7 @@ def test_string_without_exit_steps_its_registers(bench: Bench) -> None:
     assert (repeated.gpr[1], repeated.gpr[6]) == (0, DATA + 12)
 
 
-# --- permission: IOPL and the bitmap in the TSS -----------------------------------------------------------------------
+# --- permission: IOPL and the bitmap in the TSS ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", [USER32, LONG_USER, V86], ids=str)
@@ -212,7 +212,7 @@ def test_tss_bitmap_ends_at_the_limit(bench: Bench, limit: int, allowed: bool) -
     assert guest.enter() == (io(0x70, 1, length=2, is_in=True, immediate=True) if allowed else GP)
 
 
-# --- MSRs -------------------------------------------------------------------------------------------------------------
+# --- MSRs --------------------------------------------------------------------------------------------------------
 
 MSRS = [0, 0x10, 0x174, 0x1FFF, 0x2000, 0xBFFF_FFFF, 0xC000_0000, 0xC000_0100, 0xC000_1FFF, 0xC000_2000, 0xFFFF_FFFF]
 
@@ -267,7 +267,7 @@ def test_non_canonical_address_in_an_msr_faults(bench: Bench, msr: Msr) -> None:
     assert guest.enter() == GP
 
 
-# --- the time-stamp counter -------------------------------------------------------------------------------------------
+# --- the time-stamp counter --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("control", [ProcBased.RDTSC_EXITING, None], ids=["never exits here", "native"])

@@ -20,7 +20,7 @@ from lzero.errors import GuestFault
 from lzero.sdm.controls import ProcBased, ProcBased2
 from lzero.sdm.exceptions import Vector
 from lzero.sdm.exit_reasons import ExitReason
-from lzero.sdm.formats import EventType
+from lzero.sdm.formats import ApicAccessQualification, ApicAccessType, EventType
 from lzero.sdm.registers import Cr0, Cr4
 from lzero.sdm.vmcs_fields import Field
 
@@ -343,6 +343,24 @@ def pml_full(p: Processor) -> int:
     return p.vm_exit(ExitReason.PML_FULL)
 
 
+_APIC_ACCESS_TYPE = {1: ApicAccessType.LINEAR_READ, 2: ApicAccessType.LINEAR_WRITE, 4: ApicAccessType.LINEAR_FETCH}
+
+
+def apic_access(p: Processor) -> int:
+    """An access to the APIC-access page: virtualized, or a VM exit (30.4)."""
+    access, physical, _ = p.translation_fault()
+    if access & 0x100 and not p.delivering:
+        done = p.apic.access(physical & 0xFFF, access & 7)
+        if done is not None:
+            return done
+    _set_rf(p)
+    if access & 0x100:
+        kind = ApicAccessType.LINEAR_EVENT_DELIVERY if p.delivering else _APIC_ACCESS_TYPE[access & 7]
+        return p.vm_exit(ExitReason.APIC_ACCESS, ApicAccessQualification(physical & 0xFFF, kind).pack())
+    kind = ApicAccessType.PHYSICAL_EVENT_DELIVERY if p.delivering else ApicAccessType.PHYSICAL_FETCH_OR_EXECUTION
+    return p.vm_exit(ExitReason.APIC_ACCESS, ApicAccessQualification(0, kind).pack())
+
+
 def unbacked(p: Processor) -> int:
     """A translation led to physical memory that does not exist."""
     _, physical, linear = p.translation_fault()
@@ -397,6 +415,7 @@ def table(p: Processor) -> dict[int, Callable[[], int]]:
         Trap.EPT_MISCONFIG: ept_misconfig,
         Trap.UNBACKED: unbacked,
         Trap.PML_FULL: pml_full,
+        Trap.APIC_ACCESS: apic_access,
         Trap.MTF: monitor_trap,
         Trap.INTERRUPT_WINDOW: interrupt_window,
         Trap.NMI_WINDOW: nmi_window,

@@ -1,7 +1,7 @@
-"""Address translation as the manual states it (SDM 3A chapter 4, 3C 29.3): plain, slow, and separate from the native code.
+"""Address translation as the manual states it (SDM 3A chapter 4, 3C 29.3): plain, slow, apart from the native code.
 
-The processor translates in ``engine/native/paging.c``. This module says the same in the order of the manual's sections, so
-that tests can compare the two on tables that nobody would write, and a reader has one page to learn from.
+The processor translates in ``engine/native/paging.c``. This module says the same in the order of the manual's
+sections, so that tests can compare the two on tables that nobody would write, and a reader has one page to learn from.
 """
 
 from __future__ import annotations
@@ -13,7 +13,16 @@ from typing import Protocol
 from lzero.sdm.formats import EptViolationQualification
 from lzero.sdm.registers import Cr0, Cr4, Efer
 
-__all__ = ["Access", "EptMisconfiguration", "EptViolation", "Failure", "NotCanonical", "PageFault", "Paging", "translate"]
+__all__ = [
+    "Access",
+    "EptMisconfiguration",
+    "EptViolation",
+    "Failure",
+    "NotCanonical",
+    "PageFault",
+    "Paging",
+    "translate",
+]
 
 
 class Access(IntFlag):
@@ -112,7 +121,7 @@ class _Walk:
     user: bool
     user_page: bool = False
 
-    # --- the guest's tables ------------------------------------------------------------------------------------------
+    # --- the guest's tables --------------------------------------------------------------------------------------
 
     def fault(self, cause: int) -> PageFault:
         """3A 4.7: I/D is only reported where fetches can fault on their own."""
@@ -214,14 +223,18 @@ class _Walk:
         """3A 4.6.1."""
         p = self.paging
         if self.user:
-            return user_page and (not self.access & Access.WRITE or writable) and (not self.access & Access.FETCH or executable)
+            return (
+                user_page
+                and (not self.access & Access.WRITE or writable)
+                and (not self.access & Access.FETCH or executable)
+            )
         if self.access & Access.FETCH:
             return executable and not (user_page and p.cr4 & Cr4.SMEP)
         if user_page and p.cr4 & Cr4.SMAP and not p.alignment_check:
             return False
         return not self.access & Access.WRITE or writable or not p.cr0 & Cr0.WP
 
-    # --- extended page tables --------------------------------------------------------------------------------------------
+    # --- extended page tables ------------------------------------------------------------------------------------
 
     def guest_physical(self, address: int, access: Access, *, final: bool) -> int:
         """3C 29.3: guest-physical to physical."""

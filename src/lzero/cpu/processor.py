@@ -62,6 +62,8 @@ _IF = 1 << 9
 _INTERRUPT_WINDOW = int(ProcBased.INTERRUPT_WINDOW_EXITING)
 _NMI_WINDOW = int(ProcBased.NMI_WINDOW_EXITING)
 _ENABLE_EPT = int(ProcBased2.ENABLE_EPT)
+_VIRTUALIZE_APIC_ACCESSES = int(ProcBased2.VIRTUALIZE_APIC_ACCESSES)
+_SPECIAL_ENTRY = _ENABLE_EPT | _VIRTUALIZE_APIC_ACCESSES
 _IA32E_MODE = int(VmEntry.IA32E_MODE_GUEST)
 # Plain integers: an operation on a flag enumeration costs more than the rest of a VM exit's bookkeeping.
 _VPID, _ENABLE_VPID = _P[Field.VPID], int(ProcBased2.ENABLE_VPID)
@@ -230,8 +232,12 @@ class Processor:
             slots[slot["entry_length"]] = words[_ENTRY_LENGTH]
             words[_ENTRY_EVENT] = event & ~_VALID
             words[_ACTIVITY] = 0
-        if not self.configuration.proc2 & _ENABLE_EPT:
-            self._load_pdptes_from_memory()
+        proc2 = self.configuration.proc2
+        if proc2 & _SPECIAL_ENTRY != _ENABLE_EPT:
+            if not proc2 & _ENABLE_EPT:
+                self._load_pdptes_from_memory()
+            if proc2 & _VIRTUALIZE_APIC_ACCESSES and not event & _VALID and self.apic.below_threshold():
+                return self.vm_exit(ExitReason.TPR_BELOW_THRESHOLD)
         self._arm_timer()
         if words[_ACTIVITY]:
             return self._halted()
@@ -420,9 +426,10 @@ class Processor:
             return self.vm_exit(ExitReason.MONITOR_TRAP_FLAG)
         if words[_RFLAGS] & _TF:
             return self.raise_debug(_BS)
-        return self._resume()
+        return self.resume()
 
-    def _resume(self) -> int:
+    def resume(self) -> int:
+        """Go on in the guest without a VM exit."""
         self._rearm()
         return _ENTER
 
@@ -446,7 +453,7 @@ class Processor:
         slots[slot["entry_event"]] = event
         slots[slot["entry_error"]] = error_code or 0
         slots[slot["entry_length"]] = 0
-        return self._resume()
+        return self.resume()
 
     def software_event(self, vector: int, kind: EventType, i: Instruction) -> int:
         """INT1, which the engine does not know: a VM exit or delivery, with RIP after it on the stack."""
@@ -455,7 +462,7 @@ class Processor:
             return self.vm_exit(ExitReason.EXCEPTION_NMI, interruption=event, length=i.length)
         slots, slot = self._slots, self._slot
         slots[slot["entry_event"]], slots[slot["entry_error"]], slots[slot["entry_length"]] = event, 0, i.length
-        return self._resume()
+        return self.resume()
 
     def raise_page_fault(self, linear: int, error_code: int) -> int:
         """Raise #PF: a VM exit that leaves CR2 alone if bitmap, mask and match say so (SDM 3C 26.2), else delivery."""
@@ -690,9 +697,11 @@ class Processor:
 
     def vmfunc(self, i: Instruction) -> int:
         """VMFUNC: EPTP switching; everything else exits (SDM 3C 26.5.6)."""
-        index = self.gpr[1] & 0xFFFF_FFFF
+        function, index = self.gpr[0] & 0xFFFF_FFFF, self.gpr[1] & 0xFFFF_FFFF
         enabled = self.vmread(Field.VM_FUNCTION_CONTROLS)
-        if self.gpr[0] & 0xFFFF_FFFF or not enabled & 1 or index >= 512:
+        if function > 63:
+            return self.raise_exception(Vector.UD)
+        if function or not enabled & 1 or index >= 512:
             return self.instruction_exit(ExitReason.VMFUNC, i)
         eptp = self.memory.read_u64(self.vmread(Field.EPTP_LIST_ADDRESS) + 8 * index)
         if not eptp_valid(eptp, self.capabilities):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lzero.cpu.engine import Action
-from lzero.sdm.controls import ProcBased2
+from iced_x86 import MemorySize
+
+from lzero.cpu.instruction import Mnemonic
+from lzero.sdm.controls import ProcBased
 from lzero.sdm.exit_reasons import ExitReason
 from lzero.sdm.vmcs_fields import Field
 
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["VirtualApic"]
 
 _TPR = 0x80
+_SIZES = (MemorySize.UINT8, MemorySize.UINT16, MemorySize.UINT32)
 
 
 class VirtualApic:
@@ -43,12 +46,50 @@ class VirtualApic:
         """The 8-bit virtual task priority."""
         return self.read(_TPR, 1)
 
+    def access(self, offset: int, kind: int) -> int | None:
+        """An access to the APIC-access page that is virtualized (30.4.2, 30.4.3); None if it exits.
+
+        Only the TPR is virtualized, and of the instructions only MOV: any other exits, for L0 to carry out.
+
+        Parameters
+        ----------
+        offset:
+            Of the access in the page.
+        kind:
+            1 for a read, 2 for a write, 4 for a fetch.
+        """
+        p = self._p
+        i = p.try_instruction()
+        if offset != _TPR or not p.configuration.proc & ProcBased.USE_TPR_SHADOW:
+            return None
+        if i is None or i.mnemonic != Mnemonic.MOV:
+            return None
+        if kind == 1 and i.is_register(0):
+            number, size, shift = i.register(0)
+            if size > 4 or shift:
+                return None
+            p.set_gpr(number, self.read(_TPR, size), size)
+            return p.complete(i)
+        if kind != 2 or i.raw.memory_size not in _SIZES:
+            return None
+        if i.is_register(1):
+            number, _, shift = i.register(1)
+            value = p.gpr_value(number) >> shift
+        else:
+            value = i.raw.immediate(1)
+        p.advance(i)
+        return self.write_tpr(value & 0xFF)
+
+    def below_threshold(self) -> bool:
+        """Whether the virtual task priority is below the threshold (30.1.2)."""
+        p = self._p
+        if not p.configuration.proc & ProcBased.USE_TPR_SHADOW:
+            return False
+        return self.read_tpr() >> 4 < p.vmread(Field.TPR_THRESHOLD) & 0xF
+
     def write_tpr(self, value: int) -> int:
         """Set the virtual task priority; exits if it falls below the threshold (30.1.2)."""
-        self.write(_TPR, value, 1)
-        p = self._p
-        if p.configuration.proc2 & ProcBased2.VIRTUAL_INTERRUPT_DELIVERY:
-            return int(Action.ENTER)
-        if (value >> 4 & 0xF) < (p.vmread(Field.TPR_THRESHOLD) & 0xF):
-            return p.vm_exit(ExitReason.TPR_BELOW_THRESHOLD)
-        return int(Action.ENTER)
+        self.write(_TPR, value, 4)
+        if self.below_threshold():
+            return self._p.vm_exit(ExitReason.TPR_BELOW_THRESHOLD)
+        return self._p.resume()

@@ -61,6 +61,11 @@ static bool ept_misconfigured(const struct lz_machine *m, uint64_t entry, int sh
     return (entry & 0x78) || (shift >= 39 && (entry & PTE_PS));
 }
 
+static bool on_apic_page(const struct lz_machine *m, uint64_t hpa)
+{
+    return m->s.apic_access && (hpa & PAGE_MASK) == (m->s.apic_access & PAGE_MASK);
+}
+
 static bool log_dirty_page(struct access *a, uint64_t gpa)
 {
     struct lz_machine *m = a->m;
@@ -81,6 +86,8 @@ static enum fault ept_walk(struct access *a, uint64_t gpa, uint32_t kind, bool t
     uint64_t eptp = m->s.eptp;
     if (!eptp) {
         *out = (struct ept_leaf){gpa, READ | WRITE | FETCH, true};
+        if (on_apic_page(m, gpa))
+            return leave(a, TRAP_APIC_ACCESS, gpa, kind | (table ? 0 : 0x100));
         return lz_host(m, gpa) ? NO_FAULT : leave(a, TRAP_UNBACKED, gpa, kind);
     }
     bool accessed_dirty = eptp & 0x40;
@@ -126,8 +133,8 @@ static enum fault ept_walk(struct access *a, uint64_t gpa, uint32_t kind, bool t
             *slots[i] |= 0x100;
         out->dirty = *slot & 0x200;
     }
-    if (m->s.apic_access && (out->hpa & PAGE_MASK) == (m->s.apic_access & PAGE_MASK))
-        return leave(a, TRAP_APIC_ACCESS, gpa, kind);
+    if (on_apic_page(m, out->hpa))
+        return leave(a, TRAP_APIC_ACCESS, gpa, kind | (table ? 0 : 0x100));
     return lz_host(m, out->hpa) ? NO_FAULT : leave(a, TRAP_UNBACKED, out->hpa, kind);
 violation:;
     uint64_t rights = (seen & 7) << 3 | (m->s.mbec && (seen & 0x400) ? 1u << 6 : 0);

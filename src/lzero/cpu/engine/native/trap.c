@@ -149,7 +149,8 @@ static void trap(struct lz_machine *m, uint32_t code)
     if ((m->s.delivering >> 8 & 7) == PRIVILEGED_EXCEPTION)
         E64(eip) = m->int_eip;
     lz_save_guest(m);
-    if (code < TRAP_EXPIRED || code == TRAP_EPT_VIOLATION || code == TRAP_EPT_MISCONFIG || code >= TRAP_RDRAND)
+    if (code < TRAP_EXPIRED || code == TRAP_EPT_VIOLATION || code == TRAP_EPT_MISCONFIG || code == TRAP_APIC_ACCESS ||
+        code >= TRAP_RDRAND)
         fetch_instruction(m);
     uint32_t action = m->trap(code);
     m->s.delivering = 0;
