@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lzero.trace.aggregates import Aggregates, add_rows
 from lzero.trace.assemble import Assembler
 from lzero.trace.readers.binary.native import native_totals
-from lzero.trace.readers.events import Diagnosis, event_dtype
+from lzero.trace.readers.events import Diagnosis, EventKind, event_dtype
 from lzero.trace.readers.fastlines import parse_chunk
 from lzero.trace.schema import numpy_dtype
 from lzero.trace.table import causes_lines
@@ -120,3 +124,59 @@ def test_endless_entries_do_not_grow_memory() -> None:
 def test_no_events_no_rows() -> None:
     rows, _ = assemble(np.zeros(0, event_dtype()))
     assert len(rows) == 0
+
+
+REASONS = (10, 12, 23, 24, 25, 48)  # CPUID, HLT, VMREAD, VMRESUME, VMWRITE, EPT_VIOLATION
+one_event = st.tuples(
+    st.sampled_from(EventKind),
+    st.sampled_from([1, 1, 1, 2]),  # isa
+    st.sampled_from([-1, 7, 8]),  # thread
+    st.sampled_from([-1, 0, 3]),  # vcpu
+    st.integers(-3, 40),  # how far the clock moves
+    st.sampled_from(REASONS),
+)
+
+
+def random_events(drawn: list[tuple[int, ...]]) -> np.ndarray:
+    events = np.zeros(len(drawn), event_dtype())
+    time = 1000
+    for event, (kind, isa, thread, vcpu, step, reason) in zip(events, drawn, strict=True):
+        time += step
+        event["kind"], event["isa"], event["thread"], event["vcpu"], event["cpu"] = kind, isa, thread, vcpu, -1
+        event["time_ns"] = time
+        if kind == EventKind.EXIT:
+            event["reason"] = reason
+    return events
+
+
+def cut(events: np.ndarray, places: list[int]) -> Iterator[np.ndarray]:
+    borders = sorted({0, len(events), *(place % (len(events) + 1) for place in places)})
+    for start, end in zip(borders, borders[1:], strict=False):
+        yield events[start:end]
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.lists(one_event, max_size=120), st.lists(st.integers(0, 10**6), max_size=60))
+def test_batches_change_nothing(drawn: list[tuple[int, ...]], places: list[int]) -> None:
+    events = random_events(drawn)
+    whole, diagnosis = assemble(events)
+    cut_diagnosis = Diagnosis("test")
+    assembler = Assembler(cut_diagnosis)
+    parts = [assembler.feed(part) for part in cut(events, places)]
+    rows = np.concatenate([np.zeros(0, numpy_dtype()), *parts, assembler.finish()])
+    assert rows[np.argsort(rows["seq"], kind="stable")].tolist() == whole.tolist()
+    assert cut_diagnosis.problems == diagnosis.problems
+    aggregates = Aggregates()
+    add_rows(aggregates, whole)
+    totals = native_totals(lambda: cut(events, places), Diagnosis("test"))
+    assert totals is None or totals == aggregates
+
+
+def test_a_late_nested_event_of_the_exit_after_next_does_not_make_a_reflection() -> None:
+    # The batch ends between an exit of L2 and the event that says so: the exit before it was not reflected.
+    events = to_events([
+        Event("kvm_exit", 1000), Event("kvm_nested_vmexit", 1100), Event("kvm_entry", 1200),
+        Event("kvm_exit", 2000), Event("kvm_nested_vmexit", 2100), Event("kvm_entry", 2200),
+    ])  # fmt: skip
+    for batch in (4, 6):
+        assert assemble(events, batch)[0]["handled_by"].tolist() == [1, 1]

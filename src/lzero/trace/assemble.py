@@ -4,14 +4,13 @@ Per VCPU (told apart by host thread, or by number where the recording has no thr
 what it was:
 
 * ``kvm_nested_vmexit``: the exit was of L2. Without it, an exit between ``kvm_nested_vmenter`` and a reflection is of
-L2 too (KVM's fast
-  path handles some exits before it would trace them), unless its reason is a VMX or SVM instruction, which only L1
-  executes there.
+  L2 too (KVM's fast path handles some exits before it would trace them), unless its reason is a VMX or SVM
+  instruction, which only L1 executes there.
 * ``kvm_nested_vmexit_inject``, or simply that the next exit is L1's: the exit was reflected.
 * ``kvm_entry``: the time to it is the exit's duration.
 
 From a reflected L2 exit until L2's next one, L1's exits are its children. The machine's own recording uses the same
-rule.
+rule. How a recording is cut into batches changes nothing.
 """
 
 from __future__ import annotations
@@ -34,15 +33,18 @@ _NPF: Final = 0x400
 _EPT_VIOLATION: Final = 48
 _EPT_MISCONFIG: Final = 49
 _STATE_UNKNOWN, _STATE_L1, _STATE_L2 = -1, 1, 2
+# An exit's level is settled when the next exit comes, and whether it was reflected when the next one's level is.
+_HELD_BACK: Final = 2
+_WAITING: Final = 16  # events of held-back exits above which those that tell nothing new are dropped
 
 
 @dataclass(slots=True)
 class _Vcpu:
-    """What is known of one VCPU between batches."""
+    """What is known of one VCPU between batches: at the first event of `waiting`."""
 
     number: int
-    waiting: Array  # its last exit and what followed, until the next exit tells the rest
-    waiting_seq: int = 0
+    waiting: Array  # its last exits and what followed, until further exits tell the rest
+    waiting_seqs: Array
     state: int = _STATE_UNKNOWN
     parent_seq: int = -1
     parent_reason: int = -1
@@ -50,7 +52,7 @@ class _Vcpu:
 
 
 class Assembler:
-    """Turns batches of events into batches of rows; holds back one exit per VCPU until its successor is seen."""
+    """Turns batches of events into batches of rows; holds back two exits per VCPU until their successors are seen."""
 
     def __init__(self, diagnosis: Diagnosis) -> None:
         self._diagnosis = diagnosis
@@ -68,8 +70,13 @@ class Assembler:
         self._next_seq += int(np.count_nonzero(exits))
         keys = np.where(events["thread"] >= 0, events["thread"].astype(np.int64), -1 - events["vcpu"].astype(np.int64))
         if (keys == keys[0]).all():  # one VCPU: nothing to take apart and to put in order
-            return self._one(int(keys[0]), events, seqs)
-        return self._in_order([self._one(key, events[part], seqs[part]) for key, part in _groups(keys)])
+            return self._rows(self._vcpu(int(keys[0])), events, seqs, last=False)
+        groups = _groups(keys)
+        for key, _ in sorted(groups, key=lambda group: int(group[1][0])):  # numbered as they come
+            self._vcpu(key)
+        return self._in_order(
+            [self._rows(self._vcpu(key), events[part], seqs[part], last=False) for key, part in groups]
+        )
 
     def finish(self) -> Array:
         """Rows of the exits that were still held back."""
@@ -86,38 +93,30 @@ class Assembler:
         ordered: Array = rows[np.argsort(rows["seq"], kind="stable")]
         return ordered
 
-    def _one(self, key: int, events: Array, seqs: Array) -> Array:
+    def _vcpu(self, key: int) -> _Vcpu:
         vcpu = self._vcpus.get(key)
         if vcpu is None:
-            vcpu = self._vcpus[key] = _Vcpu(len(self._vcpus), np.zeros(0, dtype=self._missing))
-        numbers = events["vcpu"][events["vcpu"] >= 0]
-        if len(numbers):
-            vcpu.number = int(numbers[-1])
-        return self._rows(vcpu, events, seqs, last=False)
+            nothing = np.zeros(0, dtype=self._missing), np.zeros(0, dtype=np.int64)
+            vcpu = self._vcpus[key] = _Vcpu(len(self._vcpus), *nothing)
+        return vcpu
 
     def _rows(self, vcpu: _Vcpu, events: Array, seqs: Array, *, last: bool) -> Array:
-        """Rows of one VCPU's events, after those that waited; the newest exit waits unless `last`."""
+        """Rows of one VCPU's events, after those that waited; the newest exits wait unless `last`."""
         self._check_clock(vcpu, events)
         if len(vcpu.waiting):
             events = np.concatenate((vcpu.waiting, events))
-            seqs = np.concatenate(([vcpu.waiting_seq], np.full(len(vcpu.waiting) - 1, -1), seqs))
+            seqs = np.concatenate((vcpu.waiting_seqs, seqs))
+        if not len(events):
+            return np.zeros(0, dtype=self._dtype)
         kinds = events["kind"]
         exits = np.flatnonzero(kinds == EventKind.EXIT)
-        if not len(exits):
-            # Events before the first exit tell only whether L2 runs.
-            vcpu.state = int(_states(kinds, vcpu.state)[-1]) if len(kinds) else vcpu.state
-            return np.zeros(0, dtype=self._dtype)
-        levels = self._levels(vcpu, events, exits)
-        complete = len(exits) if last else len(exits) - 1
-        if not last:
-            newest = exits[-1]
-            vcpu.waiting, vcpu.waiting_seq = _thinned(events[newest:]), int(seqs[newest])
-        else:
-            vcpu.waiting = np.zeros(0, dtype=self._missing)
-        rows = self._fill(vcpu, events, exits, seqs, levels, complete)
-        if not last:
-            before = _states(kinds[: exits[-1]], vcpu.state)
-            vcpu.state = int(before[-1]) if len(before) else vcpu.state
+        complete = len(exits) if last else max(0, len(exits) - _HELD_BACK)
+        rest = int(exits[complete]) if complete < len(exits) else len(events)
+        rows = self._fill(vcpu, events, exits, seqs, complete)
+        if rest:
+            vcpu.state = int(_states(kinds[:rest], vcpu.state)[-1])
+            vcpu.number = int(_numbers(events["vcpu"][:rest], vcpu.number)[-1])
+        vcpu.waiting, vcpu.waiting_seqs = _thinned(events[rest:], seqs[rest:])
         return rows
 
     def _check_clock(self, vcpu: _Vcpu, events: Array) -> None:
@@ -142,20 +141,22 @@ class Assembler:
         levels: Array = np.where(nested | (states == _STATE_L2) & ~instruction, 2, 1).astype(np.uint8)
         return levels
 
-    def _fill(self, vcpu: _Vcpu, events: Array, exits: Array, seqs: Array, levels: Array, complete: int) -> Array:
-        chosen = exits[:complete]
-        source = events[chosen]
-        level = levels[:complete]
+    def _fill(self, vcpu: _Vcpu, events: Array, exits: Array, seqs: Array, complete: int) -> Array:
+        """Rows of the first `complete` exits; the others are only looked at for what they tell of those."""
         rows = np.zeros(complete, dtype=self._dtype)
         if not complete:
             return rows
+        chosen = exits[:complete]
+        source = events[chosen]
+        levels = self._levels(vcpu, events, exits)
+        level = levels[:complete]
         kinds = events["kind"]
         injected = np.add.reduceat(kinds == EventKind.NESTED_INJECT, exits)[:complete] > 0
-        followed = np.zeros(complete, dtype=bool)
-        followed[: len(levels) - 1] = levels[1:] == 1
+        followed = np.append(levels[1:] == 1, False)[:complete]
         reflected = (level == 2) & (injected | followed)
         rows["seq"] = seqs[chosen]
-        rows["vcpu"] = vcpu.number
+        ends = np.append(exits[1:], len(events))[:complete]
+        rows["vcpu"] = _numbers(events["vcpu"], vcpu.number)[ends - 1]
         rows["level"] = level
         rows["reason"] = source["reason"] & 0xFFFF
         rows["failed_entry"] = source["reason"] >> 31
@@ -190,15 +191,18 @@ class Assembler:
         rows["parent_reason"] = np.where(child, reason, -1)
 
 
-def _thinned(events: Array) -> Array:
-    """An exit and the first event of each kind after it: enough to describe it, however long its VCPU then only
-    enters.
+def _thinned(events: Array, seqs: Array) -> tuple[Array, Array]:
+    """Exits that wait, and after each the first and the last event of each kind, with and without a VCPU number:
+    enough to describe the exit, however long its VCPU then only enters.
     """
-    if len(events) <= 2 * len(EventKind):
-        return events.copy()
-    _, first = np.unique(events["kind"], return_index=True)
-    thin: Array = events[np.sort(first)]
-    return thin
+    if len(events) > _WAITING:
+        exit_number = np.cumsum(events["kind"] == EventKind.EXIT)
+        kinds = (exit_number * (max(EventKind) + 1) + events["kind"]) * 2 + (events["vcpu"] >= 0)
+        _, first = np.unique(kinds, return_index=True)
+        _, last = np.unique(kinds[::-1], return_index=True)
+        kept = np.union1d(first, len(events) - 1 - last)
+        events, seqs = events[kept], seqs[kept]
+    return events.copy(), seqs.copy()
 
 
 def _groups(keys: Array) -> list[tuple[int, Array]]:
@@ -217,6 +221,13 @@ def _states(kinds: Array, initial: int) -> Array:
     place = np.maximum.accumulate(np.where(change != 0, np.arange(len(change)), -1))
     states: Array = np.where(place >= 0, change[place], initial)
     return states
+
+
+def _numbers(numbers: Array, initial: int) -> Array:
+    """The newest known VCPU number at each event."""
+    place = np.maximum.accumulate(np.where(numbers >= 0, np.arange(len(numbers)), -1))
+    known: Array = np.where(place >= 0, numbers[place], initial)
+    return known
 
 
 def _durations(events: Array, exits: Array) -> Array:
