@@ -28,6 +28,12 @@ def test_a_plan_of_ours(tmp_path: Path) -> None:
     assert fields.write == {Field.GUEST_RIP}
 
 
+def test_names_in_any_case(tmp_path: Path) -> None:
+    plan = tmp_path / "plan.toml"
+    plan.write_text('[shadow]\nread_only = ["exit_reason"]\n')
+    assert load_shadow_fields(str(plan)).read == {Field.EXIT_REASON}
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -35,6 +41,9 @@ def test_a_plan_of_ours(tmp_path: Path) -> None:
         ("[shadow]", "no table"),
         ("[shadow]\nread_only = 3", "lists of VMCS field names"),
         ('[shadow]\nread_only = ["GUEST_RYP"]', "'GUEST_RYP' is no VMCS field"),
+        ("[shadow]\nread_only = [7]", "'7' is no VMCS field"),
+        ('[shadow]\nread_only = ["GUEST_RIP"]\nread_write = ["guest_rip"]', "listed twice: GUEST_RIP"),
+        ("shadow = 3", "no table"),
         ("[shadow", "no TOML"),
     ],
 )

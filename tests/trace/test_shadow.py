@@ -85,8 +85,8 @@ def test_emitted_forms_read_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("x", "cannot read"),
-        ("[other]\n", "needs a table"),
+        ("x", "no TOML"),
+        ("[other]\n", "has no table"),
         ('[shadow]\nread_only = ["NOPE"]\n', "no VMCS field"),
         ('[shadow]\nread_only = ["GUEST_RIP"]\nread_write = ["GUEST_RIP"]\n', "listed twice: GUEST_RIP"),
     ],

@@ -105,12 +105,16 @@ class ShadowSet:
             The file cannot be read, or names an unknown field, or a field twice.
         """
         try:
-            table = tomllib.loads(path.read_text("utf-8"))["shadow"]
-            read_only, read_write = ([str(name) for name in table.get(key, ())] for key in ("read_only", "read_write"))
-        except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise UsageError(f"cannot read {path}: {error}") from error
-        except (KeyError, TypeError, AttributeError) as error:
-            raise UsageError(f"{path}: needs a table [shadow] with arrays read_only and read_write") from error
+            table = tomllib.loads(path.read_text("utf-8")).get("shadow")
+        except OSError as error:
+            raise UsageError(f"{path}: the shadow set cannot be read: {error.strerror or error}") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise UsageError(f"{path}: the shadow set is no TOML: {error}") from error
+        if not isinstance(table, dict) or not table.keys() & {"read_only", "read_write"}:
+            raise UsageError(
+                f"{path}: has no table [shadow] with arrays read_only and read_write; see docs/shadow-vmcs.md"
+            )
+        read_only, read_write = (_names(path, table.get(key, [])) for key in ("read_only", "read_write"))
         names = [*read_only, *read_write]
         for name in names:
             try:
@@ -181,6 +185,12 @@ class ShadowPlan:
         """Cycles that a set saves net of syncing, over the whole trace; negative when it costs more than it saves."""
         per_exit = self.costs.exit_cycles if exit_cycles is None else exit_cycles
         return self.removed(shadow) * per_exit - len(shadow) * self.syncs * self.costs.sync_cycles
+
+
+def _names(path: Path, names: object) -> list[str]:
+    if not isinstance(names, list):
+        raise UsageError(f"{path}: read_only and read_write are lists of VMCS field names")
+    return [str(name) for name in names]
 
 
 def kvm_set() -> ShadowSet:

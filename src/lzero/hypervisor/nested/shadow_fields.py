@@ -5,15 +5,14 @@ The shadow VMCS is L0's own copy of vmcs12, so there is nothing to synchronise: 
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lzero.cpu.vmcs import Vmcs
-from lzero.errors import UsageError
 from lzero.sdm.controls import ProcBased2
-from lzero.sdm.vmcs_fields import VMCS_FIELDS, Field
+from lzero.sdm.vmcs_fields import Field
+from lzero.trace.shadow import ShadowSet, kvm_set
 
 if TYPE_CHECKING:
     from lzero.hypervisor.vcpu import Vcpu
@@ -72,43 +71,15 @@ class ShadowFields:
 def load_shadow_fields(choice: str) -> ShadowFields:
     """The fields meant by ``--shadow-vmcs``: ``off``, ``default`` (KVM's own set) or a TOML file.
 
-    The file has a table ``shadow`` with two lists of field names, ``read_only`` and ``read_write``, as ``lzero shadow
-    plan
-    --emit toml`` writes it.
+    The file has a table ``shadow`` with two lists of field names, ``read_only`` and ``read_write``, as
+    ``lzero shadow plan --emit toml`` writes it.
 
     Raises
     ------
     UsageError
-        The file cannot be read, is no TOML, or names a field that does not exist.
+        The file cannot be read, is no TOML, or names a field that does not exist, or one twice.
     """
     if choice == "off":
         return ShadowFields()
-    if choice == "default":
-        both = [encoding for encoding, row in VMCS_FIELDS.items() if row.in_kvm_shadow_rw]
-        read = [encoding for encoding, row in VMCS_FIELDS.items() if row.in_kvm_shadow_ro]
-        return ShadowFields([*read, *both], both)
-    path = Path(choice)
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"--shadow-vmcs: {path} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"--shadow-vmcs: {path} is no TOML: {error}") from error
-    shadow = table.get("shadow")
-    if not isinstance(shadow, dict) or not shadow.keys() & {"read_only", "read_write"}:
-        raise UsageError(
-            f"--shadow-vmcs: {path} has no table [shadow] with read_only and read_write; see docs/shadow-vmcs.md"
-        )
-    both = _fields(path, shadow.get("read_write", []))
-    return ShadowFields([*_fields(path, shadow.get("read_only", [])), *both], both)
-
-
-def _fields(path: Path, names: object) -> list[int]:
-    if not isinstance(names, list):
-        raise UsageError(f"--shadow-vmcs: {path}: read_only and read_write are lists of VMCS field names")
-    encodings = []
-    for name in names:
-        if name not in Field.__members__:
-            raise UsageError(f"--shadow-vmcs: {path}: {name!r} is no VMCS field; names are those of the SDM or of KVM")
-        encodings.append(int(Field[name]))
-    return encodings
+    fields = kvm_set() if choice == "default" else ShadowSet.load(Path(choice))
+    return ShadowFields(fields.read_only | fields.read_write, fields.read_write)
