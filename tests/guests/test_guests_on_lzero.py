@@ -72,12 +72,7 @@ def test_round_trip_needs_two_reads_one_write_one_resume(shadow_vmcs: str) -> No
         assert result.exits_by_reason[1].get("VMREAD", 0) < 100
 
 
-KNOWN_GAPS = {
-    "exit.stack_fault": "a non-canonical address by RBP raises #GP instead of #SS",
-    "exit.monitor_trap_after_injection": "MTF after an injected event is due before the handler's first instruction",
-    "exit.monitor_trap_after_injected_exception": "the same",
-    "exit.monitor_trap_after_injected_int": "the same",
-}
+KNOWN_GAPS: dict[str, str] = {}
 """Rules of vmx_rules that lzero does not keep yet."""
 
 

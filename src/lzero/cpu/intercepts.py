@@ -36,6 +36,7 @@ _BLOCKING = FIELD_POSITION[Field.GUEST_INTERRUPTIBILITY_STATE]
 _ACTIVITY = FIELD_POSITION[Field.GUEST_ACTIVITY_STATE]
 _PENDING_DEBUG = FIELD_POSITION[Field.GUEST_PENDING_DEBUG_EXCEPTIONS]
 _VALID = 1 << 31
+_SS = 2
 _BD, _BS, _RF = 1 << 13, 1 << 14, 1 << 16
 _NO_FAULTS = (2, 3, 4, 8, 18)
 """Vectors of traps and aborts: RFLAGS.RF is not set in what they save (28.3.3)."""
@@ -303,6 +304,16 @@ def _general_protection(p: Processor, error: int) -> int:
     return p.raise_exception(Vector.GP, error)
 
 
+def non_canonical(p: Processor) -> int:
+    """An access to a non-canonical address: #SS if it goes through the stack, else #GP (vol. 1 3.3.7.1)."""
+    i = p.try_instruction()
+    stack = False
+    if i is not None:
+        operand = i.has_memory and p.linear_address(i) == p.fault_address()
+        stack = i.segment == _SS if operand else i.raw.is_stack_instruction
+    return p.raise_exception(Vector.SS if stack else Vector.GP, 0)
+
+
 def software_exception(p: Processor) -> int:
     """INT3, INTO or INT1 whose vector the exception bitmap selects."""
     parameter = p.trap_parameter()
@@ -415,6 +426,7 @@ def table(p: Processor) -> dict[int, Callable[[], int]]:
         Trap.EPT_MISCONFIG: ept_misconfig,
         Trap.UNBACKED: unbacked,
         Trap.PML_FULL: pml_full,
+        Trap.NON_CANONICAL: non_canonical,
         Trap.APIC_ACCESS: apic_access,
         Trap.MTF: monitor_trap,
         Trap.INTERRUPT_WINDOW: interrupt_window,

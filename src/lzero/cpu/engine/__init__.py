@@ -70,6 +70,7 @@ class Trap(IntEnum):
     SOFTWARE_EXCEPTION = 0x20B
     KICK = 0x20C
     LOOK = 0x20D
+    NON_CANONICAL = 0x20E
 
 
 class Action(IntEnum):

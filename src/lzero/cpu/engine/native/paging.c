@@ -298,6 +298,14 @@ static _Noreturn void deliver_fault(struct access *a, enum fault fault, uintptr_
     if (fault == LEAVE)
         lz_leave(m, a->trap, m->s.qualification, retaddr);
     unsigned vector = fault == GUEST_PAGE_FAULT ? 14 : 13;
+    if (fault == GENERAL_PROTECTION) {
+        if (m->in_delivery) {
+            vector = 12; /* of what delivery touches only the stack may lie at a non-canonical address */
+        } else if (a->kind != FETCH) {
+            m->s.fault_address = a->va;
+            lz_leave(m, TRAP_NON_CANONICAL, 0, retaddr); /* #SS or #GP: the instruction decides */
+        }
+    }
     if (fault == GUEST_PAGE_FAULT) {
         m->s.fault_address = a->va;
         if (lz_exception_exits(m, 14, a->error))

@@ -323,6 +323,19 @@ static uint64_t take_debug_causes(struct lz_machine *m, bool exits)
     return causes;
 }
 
+/* INVEPT, INVVPID or INVPCID at RIP: the engine takes the whole opcode range for SSE and raises #NM for it under CR0.TS. */
+static bool at_invalidation(struct lz_machine *m)
+{
+    const char *cs = (char *)m->env + lz_layout.segs + lz_layout.segment_stride;
+    uint64_t linear = E64(eip) + (E32(hflags) & HF_CS64 ? 0 : *(const uint64_t *)(cs + 8));
+    const uint8_t *byte = lz_peek(m, linear, LZ_FETCH);
+    while (byte && (*byte == 0x66 || *byte == 0x67 || (*byte & 0xe7) == 0x26 || (*byte & 0xfe) == 0x64 ||
+                    ((E32(hflags) & HF_CS64) && (*byte & 0xf0) == 0x40)))
+        byte = lz_peek(m, ++linear, LZ_FETCH);
+    const uint8_t *second = byte ? lz_peek(m, linear + 1, LZ_FETCH) : 0, *third = second ? lz_peek(m, linear + 2, LZ_FETCH) : 0;
+    return third && *byte == 0x0f && *second == 0x38 && *third >= 0x80 && *third <= 0x82;
+}
+
 void cpu_svm_check_intercept_param_x86_64(void *env, uint32_t type, uint64_t param, uintptr_t retaddr)
 {
     struct lz_machine *m = lz_of_env(env);
