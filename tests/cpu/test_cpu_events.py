@@ -322,6 +322,39 @@ def test_kick_is_an_external_interrupt(bench: Bench) -> None:
     assert guest.enter() == Exit(R.EXTERNAL_INTERRUPT)
 
 
+# --- pending debug exceptions -------------------------------------------------------------------------------------
+
+BS, ENABLED = 1 << 14, 1 << 12
+
+
+@pytest.mark.parametrize(("pending", "qualification"), [(BS, BS), (ENABLED | 1, 1), (BS | ENABLED | 4, BS | 4)])
+def test_pending_debug_exception_comes_first(bench: Bench, pending: int, qualification: int) -> None:
+    """27.7.3: a trap before the first instruction; RF stays 0; the field is cleared."""
+    flags = 2 | (TF if pending & BS else 0)
+    guest = bench.guest(
+        LONG, "nop", EXCEPTION_BITMAP=1 << Vector.DB, GUEST_PENDING_DEBUG_EXCEPTIONS=pending, GUEST_RFLAGS=flags
+    )
+    assert guest.enter() == Exit(R.EXCEPTION_NMI, qualification, interruption=0x8000_0301)
+    assert guest[Field.GUEST_RFLAGS] == flags
+    assert guest[Field.GUEST_PENDING_DEBUG_EXCEPTIONS] == 0
+
+
+def test_pending_debug_exception_is_delivered(bench: Bench) -> None:
+    """27.7.3."""
+    guest = bench.guest(LONG, "nop", GUEST_PENDING_DEBUG_EXCEPTIONS=BS, GUEST_RFLAGS=2 | TF)
+    assert guest.enter() == handler(Vector.DB)
+
+
+def test_monitor_trap_leaves_the_single_step_pending(bench: Bench) -> None:
+    """26.5.2, 28.3.4: the trap of RFLAGS.TF waits behind the monitor trap."""
+    guest = bench.guest(LONG, "mov rcx, cr0; nop", MTF, GUEST_RFLAGS=2 | TF, CR0_GUEST_HOST_MASK=8)
+    assert guest.enter() == Exit(R.MONITOR_TRAP_FLAG, at=3)
+    assert guest[Field.GUEST_PENDING_DEBUG_EXCEPTIONS] == BS
+    native = bench.guest(LONG, "nop; nop", MTF, GUEST_RFLAGS=2 | TF)
+    assert native.enter() == Exit(R.MONITOR_TRAP_FLAG, at=1)
+    assert native[Field.GUEST_PENDING_DEBUG_EXCEPTIONS] == BS
+
+
 # --- RF ----------------------------------------------------------------------------------------------------------
 
 

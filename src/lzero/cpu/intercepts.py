@@ -37,7 +37,7 @@ _ACTIVITY = FIELD_POSITION[Field.GUEST_ACTIVITY_STATE]
 _PENDING_DEBUG = FIELD_POSITION[Field.GUEST_PENDING_DEBUG_EXCEPTIONS]
 _VALID = 1 << 31
 _SS = 2
-_BD, _BS, _RF = 1 << 13, 1 << 14, 1 << 16
+_BD, _BS, _RF, _TF = 1 << 13, 1 << 14, 1 << 16, 1 << 8
 _NO_FAULTS = (2, 3, 4, 8, 18)
 """Vectors of traps and aborts: RFLAGS.RF is not set in what they save (28.3.3)."""
 _DEBUG_REGISTERS = {getattr(Register, f"DR{n}"): n for n in range(8)}
@@ -382,7 +382,9 @@ def unbacked(p: Processor) -> int:
 
 
 def monitor_trap(p: Processor) -> int:
-    """Monitor trap flag."""
+    """Monitor trap flag; a single step that is due as well stays pending (26.5.2)."""
+    if p.words[_RFLAGS] & _TF:
+        p.words[_PENDING_DEBUG] |= _BS
     return p.vm_exit(ExitReason.MONITOR_TRAP_FLAG)
 
 

@@ -51,7 +51,9 @@ _TIMER = _P[Field.VMX_PREEMPTION_TIMER_VALUE]
 _EFER, _CS_RIGHTS = _P[Field.GUEST_IA32_EFER], _P[Field.GUEST_CS_ACCESS_RIGHTS]
 _SEGMENT_BASE = [_P[Field.GUEST_ES_BASE] + n for n in range(6)]
 _DR7 = _P[Field.GUEST_DR7]
-_GD, _RF, _TF, _BS = 1 << 13, 1 << 16, 1 << 8, 1 << 14
+_GD, _RF, _TF, _BS, _BD = 1 << 13, 1 << 16, 1 << 8, 1 << 14, 1 << 13
+_ENABLED_BREAKPOINT = 1 << 12
+_PENDING_DEBUG = _P[Field.GUEST_PENDING_DEBUG_EXCEPTIONS]
 _MONITOR_TRAP_FLAG = int(ProcBased.MONITOR_TRAP_FLAG)
 _VALID = 1 << 31
 _M64 = (1 << 64) - 1
@@ -232,6 +234,8 @@ class Processor:
             slots[slot["entry_length"]] = words[_ENTRY_LENGTH]
             words[_ENTRY_EVENT] = event & ~_VALID
             words[_ACTIVITY] = 0
+        elif words[_PENDING_DEBUG] and not words[_BLOCKING] & 3 and not words[_ACTIVITY]:
+            return self._raise_pending_debug()
         proc2 = self.configuration.proc2
         if proc2 & _SPECIAL_ENTRY != _ENABLE_EPT:
             if not proc2 & _ENABLE_EPT:
@@ -242,6 +246,15 @@ class Processor:
         if words[_ACTIVITY]:
             return self._halted()
         return _ENTER
+
+    def _raise_pending_debug(self) -> int:
+        """Debug exceptions that were pending at the last exit come before the first instruction (27.7.3)."""
+        pending = self.words[_PENDING_DEBUG]
+        self.words[_PENDING_DEBUG] = 0
+        self._arm_timer()
+        if not pending & (_BS | _ENABLED_BREAKPOINT):
+            return _ENTER  # breakpoints that were met but are not enabled
+        return self.raise_debug(pending & (_BS | 0xF))
 
     def _load_pdptes_from_memory(self) -> None:
         """Without EPT, PAE paging starts from the PDPTEs that CR3 refers to (27.3.2.4)."""
@@ -603,13 +616,13 @@ class Processor:
     def raise_debug(self, causes: int) -> int:
         """Raise #DB at RIP: a VM exit that leaves DR6 and DR7 alone, or delivery that notes the causes in DR6."""
         if self.words[_P[Field.EXCEPTION_BITMAP]] >> Vector.DB & 1:
-            if not causes & _BS:
+            if causes & _BD:
                 self.words[_RFLAGS] |= _RF
             return self.vm_exit(ExitReason.EXCEPTION_NMI, causes, interruption=_VALID | 3 << 8 | Vector.DB)
         state, dr6 = self.engine.state, self.engine.word("dr6")
         state[dr6] = (state[dr6] & ~0xF) | causes
         self.words[_DR7] &= ~_GD
-        return self._deliver_exception(Vector.DB, None, fault=not causes & _BS)
+        return self._deliver_exception(Vector.DB, None, fault=bool(causes & _BD))
 
     def clear_kick(self) -> None:
         """The request was seen."""
