@@ -170,7 +170,7 @@ class L2:
 
     def code(self, text: str, bits: int = 64, at: int = L2_CODE) -> None:
         """What L2 executes next."""
-        self.memory.write(at, assemble(text, bits, at))
+        self.cpu.memory.write(at, assemble(text, bits, at))  # the processor forgets what was there
         self[Field.GUEST_RIP] = at
         self[Field.GUEST_RSP] = L2_STACK + 0x800
 

@@ -176,9 +176,9 @@ def descriptor_table(p: Processor) -> int:
 
 
 def rdrand(p: Processor) -> int:
-    """RDRAND exits or, since it is not offered, is undefined."""
+    """RDRAND exits or, since it is not offered, is undefined; RDSEED comes here too."""
     i = p.instruction()
-    if p.configuration.proc2 & ProcBased2.RDRAND_EXITING:
+    if i.mnemonic == Mnemonic.RDRAND and p.configuration.proc2 & ProcBased2.RDRAND_EXITING:
         return p.instruction_exit(ExitReason.RDRAND, i, information=i.information)
     return undefined(p)
 
