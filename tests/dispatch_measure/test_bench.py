@@ -125,13 +125,16 @@ def test_two_candidates_of_one_name_are_refused() -> None:
         run_bench(SYNTHETIC["skewed"].make(), [SOME[1], SOME[1]], [], [], SHORT)
 
 
-def test_absent_mitigation_is_a_result_not_an_error() -> None:
+def test_absent_mitigation_is_a_result_not_an_error(tmp_path: Path) -> None:
     gcc = shutil.which("gcc")
     if gcc is None:
         pytest.skip("gcc is not installed")
     profile = SYNTHETIC["skewed"].make()
     result = run_bench(profile, SOME, [find_compiler("gcc")], [MITIGATIONS["kcfi"]], SHORT)
     assert "lacks -fsanitize=kcfi" in result.cells[0].absent
+    with pytest.raises(ToolError, match="nothing could be measured"):
+        write_parquet(result, tmp_path / "bench.parquet")
+    assert not list(tmp_path.iterdir())
 
 
 def test_calibration_finds_a_retpoline_dear_and_a_comparison_cheap() -> None:
@@ -159,6 +162,7 @@ def test_command_line_reports_bad_names_in_one_line(capsys: pytest.CaptureFixtur
         (["--mode", "hot"], UsageError.exit_status),
         (["--length", "100"], UsageError.exit_status),
         (["chian"], UsageError.exit_status),
+        (["--json", "/nowhere/at/all.json"], UsageError.exit_status),
     ):
         assert main(["dispatch", "bench", *arguments]) == status
         message = capsys.readouterr().err

@@ -86,6 +86,10 @@ def bench(
         cachegrind=cachegrind,
         keep=keep,
     )
+    for path in (json, parquet, plot):
+        # Before the measurement, not after it.
+        if path is not None and not path.parent.is_dir():
+            raise UsageError(f"{path}: cannot be written: {path.parent} is no directory")
     compilers = [find_compiler(name) for name in cc or ["gcc"]]
     mitigations = [mitigation_named(name) for name in wanted]
     exits = load_profile(profile)

@@ -12,6 +12,7 @@ from lzero.dispatch.measure.build import DIRECT, PGO_SWITCH
 from lzero.dispatch.measure.run import MINIMUM_LENGTH, MODES, WARM_UP, chosen_cpu
 from lzero.dispatch.measure.stats import Interval
 from lzero.dispatch.plan_file import write_whole
+from lzero.errors import ToolError, UsageError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -212,9 +213,15 @@ def write_parquet(result: BenchResult, path: Path) -> None:
                         }
                     )
                 )
+    if not frames:
+        raise ToolError(f"{path} was not written: nothing could be measured, see the reasons above")
     scratch = path.with_name(f".{path.name}.part")
-    polars.concat(frames).write_parquet(scratch)
-    scratch.replace(path)
+    try:
+        polars.concat(frames).write_parquet(scratch)
+        scratch.replace(path)
+    except OSError as error:
+        scratch.unlink(missing_ok=True)
+        raise UsageError(f"{path}: cannot be written: {error}") from error
 
 
 def write_plot(result: BenchResult, path: Path) -> None:
