@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any
 
 from lzero.errors import TraceFormatError, UsageError
 from lzero.trace.aggregates import Aggregates, add_rows
@@ -18,11 +16,7 @@ from lzero.trace.store import is_store
 if TYPE_CHECKING:
     import numpy as np
 
-    from lzero.trace.store import PartWriter
-
 __all__ = ["Recording", "import_trace", "open_recording"]
-
-_PART_ROWS: Final = 500_000
 
 
 @dataclass(slots=True)
@@ -129,10 +123,10 @@ def import_trace(names: list[str], target: Path, *, strict: bool = False) -> lis
     list of Diagnosis
         What could not be read, per recording.
     """
-    from lzero.trace.store import PartWriter
+    from lzero.trace.store import StreamWriter
 
     diagnoses = []
-    with PartWriter(target, visible=False) as writer, _Collector(writer) as collector:
+    with StreamWriter(target) as writer:
         first_seq = 0
         for name in names:
             if name != "-" and is_store(Path(name)):
@@ -144,50 +138,9 @@ def import_trace(names: list[str], target: Path, *, strict: bool = False) -> lis
                     rows["seq"] += first_seq
                     rows["parent"] += (rows["parent"] >= 0) * first_seq
                     highest = max(highest, int(rows["seq"].max()) + 1)
-                    collector.add(rows)
+                    writer.write(rows)
                 first_seq = highest
             finally:
                 recording.close()
             diagnoses.append(recording.diagnosis)
     return diagnoses
-
-
-class _Collector:
-    """Gathers batches into large parts and writes each in a thread while the next is read; one part waits at most."""
-
-    def __init__(self, writer: PartWriter) -> None:
-        self._writer = writer
-        self._rows: list[np.ndarray[Any, Any]] = []
-        self._count = 0
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="lzero-parquet")
-        self._writing: Future[None] | None = None
-
-    def add(self, rows: np.ndarray[Any, Any]) -> None:
-        """Take a batch."""
-        self._rows.append(rows)
-        self._count += len(rows)
-        if self._count >= _PART_ROWS:
-            self._write()
-
-    def _write(self) -> None:
-        import numpy as np
-
-        if self._writing is not None:
-            self._writing.result()
-        if self._rows:
-            self._writing = self._pool.submit(self._writer.write, np.concatenate(self._rows))
-        self._rows, self._count = [], 0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            if kind is None:
-                self._write()
-                if self._writing is not None:
-                    self._writing.result()
-        finally:
-            self._pool.shutdown()

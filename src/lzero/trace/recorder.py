@@ -122,7 +122,7 @@ class Recorder:
         if path is not None:
             from lzero.trace.store import PartWriter
 
-            self._writer = PartWriter(path, visible=True)
+            self._writer = PartWriter(path)
 
     def record(
         self,

@@ -1,14 +1,16 @@
 """Traces on disk: Parquet files of the one schema, written whole or not at all.
 
-A trace is a Parquet file, or a directory of Parquet parts. ``FILE.parts`` beside ``FILE`` is a recording or import
+A trace is a Parquet file, or a directory of Parquet parts. ``FILE.parts`` beside ``FILE`` is a recording
 that was killed (or is still running): it is newer than ``FILE`` by construction, since finishing removes it.
 """
 
 from __future__ import annotations
 
 import os
+import queue
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PartWriter",
+    "StreamWriter",
     "export_table",
     "is_store",
     "is_unfinished",
@@ -34,6 +37,8 @@ __all__ = [
 
 _VERSION_KEY: Final = "lzero.trace.schema"
 _MAGIC: Final = b"PAR1"
+_AHEAD: Final = 8  # batches that wait to be written
+_PATIENCE: Final = 0.5  # seconds between looks whether the writing thread still lives, when it takes nothing
 
 
 def to_frame(rows: np.ndarray[Any, Any]) -> pl.DataFrame:
@@ -55,16 +60,15 @@ def to_rows(frame: pl.DataFrame) -> np.ndarray[Any, Any]:
 
 
 class PartWriter:
-    """Writes a trace part by part, and puts the finished file in place with one rename.
+    """Writes a recording part by part, and puts the finished file in place with one rename.
+
+    What is written so far is found under `path` before it is finished: a recording may be killed any time and is
+    wanted then.
 
     Parameters
     ----------
     path:
         Where the finished trace goes.
-    visible:
-        Whether what is written so far is found under `path` before it is finished: so for a recording, which may be
-        killed any time and is wanted then; not for an import, which leaves an old file untouched until it is
-        complete.
 
     Raises
     ------
@@ -72,12 +76,12 @@ class PartWriter:
         The directory of `path` does not exist or cannot be written.
     """
 
-    def __init__(self, path: Path, *, visible: bool) -> None:
+    def __init__(self, path: Path) -> None:
         # Needed by the first part only, which may be written after a Ctrl-C: nobody waits for the import then.
         import polars  # noqa: F401
 
         self.path = path
-        self._parts = path.with_name(path.name + (".parts" if visible else ".import"))
+        self._parts = path.with_name(path.name + ".parts")
         self._count = 0
         try:
             if self._parts.exists():
@@ -88,13 +92,9 @@ class PartWriter:
 
     def write(self, rows: np.ndarray[Any, Any]) -> None:
         """Write a batch of rows as one complete part."""
-        self.write_frame(to_frame(rows))
-
-    def write_frame(self, frame: pl.DataFrame) -> None:
-        """Write a frame of the schema as one complete part."""
         part = self._parts / f"part-{self._count:06d}.parquet"
         temporary = part.with_suffix(".tmp")
-        frame.write_parquet(temporary, compression="lz4", statistics=False, metadata=_metadata())
+        to_frame(rows).write_parquet(temporary, compression="lz4", statistics=False, metadata=_metadata())
         os.replace(temporary, part)
         self._count += 1
 
@@ -117,9 +117,61 @@ class PartWriter:
             os.replace(temporary, self.path)
         shutil.rmtree(self._parts)
 
-    def abandon(self) -> None:
-        """Remove what was written; an old file at the target stays."""
-        shutil.rmtree(self._parts, ignore_errors=True)
+
+class StreamWriter:
+    """Writes an import or export as one file, which is at `path` only when it is complete: an old file stays until
+    then. A thread encodes and writes while further frames are made; memory is that of a few of them and a row group.
+
+    Used as a context manager; leaving it by an exception abandons the file.
+
+    Raises
+    ------
+    UsageError
+        The file cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._temporary = path.with_name(path.name + ".tmp")
+        self._waiting: queue.Queue[np.ndarray[Any, Any] | pl.DataFrame | None] = queue.Queue(_AHEAD)
+        try:
+            self._temporary.open("wb").close()
+        except OSError as error:
+            raise UsageError(f"cannot write {path}: {error.strerror}: {self._temporary}") from error
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="lzero-parquet")
+        self._sinking = self._pool.submit(self._sink)
+
+    def write(self, rows: np.ndarray[Any, Any] | pl.DataFrame) -> None:
+        """Take a batch of rows, or a frame of the schema."""
+        if not self._put(rows):
+            self._sinking.result()
+
+    def _put(self, rows: np.ndarray[Any, Any] | pl.DataFrame | None) -> bool:
+        """Hand over a batch, None at the end; False when there is nobody to take it, since writing failed."""
+        while not self._sinking.done():
+            try:
+                self._waiting.put(rows, timeout=_PATIENCE)
+            except queue.Full:
+                continue
+            return True
+        return False
+
+    def _sink(self) -> None:
+        import polars as pl
+        from polars.io.plugins import register_io_source
+
+        def source(
+            _columns: list[str] | None, _predicate: pl.Expr | None, _rows: int | None, _batch: int | None
+        ) -> Iterator[pl.DataFrame]:
+            yield pl.DataFrame(schema=polars_schema())
+            while (rows := self._waiting.get()) is not None:
+                yield rows if isinstance(rows, pl.DataFrame) else to_frame(rows)
+
+        frame = register_io_source(source, schema=pl.Schema(polars_schema()))
+        try:
+            frame.sink_parquet(self._temporary, compression="lz4", metadata=_metadata())
+        except (pl.exceptions.PolarsError, OSError) as error:
+            raise UsageError(f"cannot write {self._path}: {error}") from error
 
     def __enter__(self) -> Self:
         return self
@@ -127,10 +179,14 @@ class PartWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None:
-            self.finish()
-        else:
-            self.abandon()
+        try:
+            self._put(None)
+            self._pool.shutdown()
+            if kind is None:
+                self._sinking.result()
+                os.replace(self._temporary, self._path)
+        finally:
+            self._temporary.unlink(missing_ok=True)
 
 
 def is_store(path: Path) -> bool:
@@ -204,16 +260,16 @@ def export_table(inputs: Iterator[pl.LazyFrame], target: Path, *, csv: bool) -> 
         if csv:
             with temporary.open("wb") as file:
                 for frame in inputs:
-                    part = frame.collect()
-                    part.write_csv(file, include_header=count == 0)
-                    count += part.height
+                    for part in frame.collect_batches(maintain_order=True):
+                        part.write_csv(file, include_header=not file.tell())
+                        count += part.height
             os.replace(temporary, target)
         else:
-            with PartWriter(target, visible=False) as writer:
+            with StreamWriter(target) as writer:
                 for frame in inputs:
-                    part = frame.collect()
-                    writer.write_frame(part.cast(polars_schema()))
-                    count += part.height
+                    for part in frame.collect_batches(maintain_order=True):
+                        writer.write(part.cast(polars_schema()))
+                        count += part.height
     except pl.exceptions.PolarsError as error:
         raise UsageError(f"cannot write {target}: {error}") from error
     finally:
