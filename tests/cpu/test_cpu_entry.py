@@ -19,7 +19,8 @@ SHADOWING = ProcBased2.VMCS_SHADOWING
 # --- failures ----------------------------------------------------------------------------------------------------
 
 REFUSED = [
-    ("PIN_BASED_VM_EXECUTION_CONTROLS", 0, CONTROLS), ("VM_EXIT_CONTROLS", 0, CONTROLS), ("CR3_TARGET_COUNT", 5, CONTROLS),
+    ("PIN_BASED_VM_EXECUTION_CONTROLS", 0, CONTROLS), ("VM_EXIT_CONTROLS", 0, CONTROLS),
+    ("CR3_TARGET_COUNT", 5, CONTROLS),
     ("VM_ENTRY_INTERRUPTION_INFORMATION", 0x8000_0100, CONTROLS), ("HOST_CR0", 0, HOST), ("HOST_CS_SELECTOR", 3, HOST),
     ("HOST_TR_SELECTOR", 0, HOST), ("HOST_RIP", 1 << 47, HOST),
 ]  # fmt: skip
@@ -73,7 +74,8 @@ def test_translations_survive_a_change_of_the_tables_until_invalidated(bench: Be
     """29.4.3: INVLPG by the guest makes a new mapping seen."""
     guest = bench.guest(
         PAGED,
-        f"mov al, [{DATA:#x}]; mov dword ptr [{0x19000 + (DATA >> 12) * 4:#x}], 0xB067; invlpg [{DATA:#x}]; mov ah, [{DATA:#x}]",
+        f"mov al, [{DATA:#x}]; mov dword ptr [{0x19000 + (DATA >> 12) * 4:#x}], 0xB067; "
+        f"invlpg [{DATA:#x}]; mov ah, [{DATA:#x}]",
     )
     guest.write(DATA, b"\x11")
     guest.write(0xB000, b"\x22")

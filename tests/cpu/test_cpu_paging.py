@@ -1,4 +1,4 @@
-"""Native translation against :mod:`lzero.cpu.paging` on random tables: outcome, error codes, accessed and dirty flags."""
+"""Native translation against :mod:`lzero.cpu.paging` on random tables: outcome, error codes, accessed, dirty."""
 
 from __future__ import annotations
 
