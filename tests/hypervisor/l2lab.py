@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
 
 from nestedlab import L2_CODE, L2_STACK, Lab, prepare_l2
 
@@ -88,19 +88,6 @@ class L1Ept:
 
     def entry(self, address: int, shift: int = 12) -> int:
         return self._memory.read_u64(self.slot(address, shift))
-
-
-@dataclass(frozen=True)
-class Event:
-    """An interruption-information field."""
-
-    vector: int
-    kind: int
-    error_code: bool = False
-
-    @property
-    def packed(self) -> int:
-        return VALID | self.kind << 8 | self.vector | (1 << 11 if self.error_code else 0)
 
 
 class L2:
@@ -216,3 +203,8 @@ class L2:
     def nmi(self) -> None:
         """An NMI becomes pending."""
         self.lab.pc.lapic.receive(InterruptMessage(vector=0, mode=4, destination=0, logical=False, level=False))
+
+    def soon(self, happens: Callable[[], None]) -> None:
+        """In 10 µs of guest time, while L2 runs."""
+        clock = self.lab.clock
+        clock.call_at(clock.now_ns() + 10_000, happens)
