@@ -38,6 +38,14 @@ def test_nested_kvm_without_shadowing_exits_mostly_for_vmread() -> None:
     assert max(frequencies, key=lambda reason: frequencies[reason]) == ExitReason.VMREAD
 
 
+def test_excerpt_of_a_mixture_sees_every_part() -> None:
+    mixture = Profile.mixture([load_profile("periodic"), load_profile("nested")])
+    assert 23 not in mixture.sequence(32768)
+    shares = np.bincount(mixture.excerpt(32768), minlength=64) / 32768
+    assert shares[23] == pytest.approx(mixture.frequencies()[23], abs=0.02)
+    assert len(load_profile("bursty").excerpt(1024)) == 1024
+
+
 def test_bursty_profile_keeps_the_histogram_of_the_skewed_one() -> None:
     bursty, skewed = load_profile("bursty").frequencies(), load_profile("skewed").frequencies()
     assert bursty[32] == pytest.approx(skewed[32], abs=0.05)

@@ -195,7 +195,7 @@ def replayed_cost(
     The first quarter of the replay trains the predictor and is not counted.
     """
     tree = lowered(root)
-    order = profile.sequence(limit)
+    order = profile.excerpt(limit)
     sums = _Sums()
     paths: dict[int, ReplayPath] = {}
     branch_numbers: dict[int, int] = {}

@@ -15,6 +15,9 @@ __all__ = ["REASON_LIMIT", "Profile", "ReasonArray"]
 REASON_LIMIT = 1 << 16
 """Basic exit reasons are 16 bits wide: SDM Vol. 3, 'Basic VM-Exit Information', bits 15:0."""
 
+EXCERPT_WINDOWS = 16
+"""Number of places of a long recording that an excerpt is taken from."""
+
 ReasonArray = npt.NDArray[np.uint16]
 
 
@@ -132,3 +135,14 @@ class Profile:
         weights = np.array([self.counts[int(reason)] for reason in reasons], dtype=np.float64)
         generator = np.random.default_rng(seed)
         return generator.choice(reasons, size=length, p=weights / weights.sum())
+
+    def excerpt(self, length: int) -> ReasonArray:
+        """Return ``length`` exits that stand for all of a longer recording: windows evenly spread over it.
+
+        A recording has phases, and so has a mixture; its beginning alone would stand for the first of them.
+        """
+        if self.order is None or len(self.order) <= length:
+            return self.sequence(length)
+        window = length // EXCERPT_WINDOWS
+        starts = np.linspace(0, len(self.order) - window, EXCERPT_WINDOWS).astype(np.int64)
+        return np.concatenate([self.order[start : start + window] for start in starts])
