@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 LOCKED := $(VENV)/.locked
 READY := $(VENV)/.ready
-NATIVE := $(wildcard src/lzero/cpu/engine/native/*)
+NATIVE := $(wildcard src/lzero/cpu/engine/native/* src/lzero/trace/readers/native/*)
 PYTEST_ARGS ?=
 
 .PHONY: help demo test lint types venv lock clean
@@ -39,7 +39,7 @@ $(LOCKED): requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements.lock
 	@touch $@
 
-# Editable, but built: the native shim is compiled again whenever its source changes.
+# Editable, but built: the native libraries are compiled again whenever their sources change.
 $(READY): $(LOCKED) pyproject.toml setup.py $(NATIVE)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@

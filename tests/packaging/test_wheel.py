@@ -16,6 +16,9 @@ import lzero
 
 ROOT = Path(__file__).resolve().parents[2]
 
+# A library beside every folder of C sources.
+NATIVE = {f"{path.parent.relative_to(ROOT / 'src')}/_native.so" for path in (ROOT / "src/lzero").rglob("native")}
+
 # Building needs no network: setuptools comes from the environment the suite runs in.
 BUILD = ["-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
 
@@ -66,25 +69,34 @@ def test_wheel_serves_every_python_of_this_platform(wheel: Path) -> None:
     assert not wheel.name.endswith("-any.whl")
 
 
-def test_wheel_holds_licence_types_guests_and_native_library(wheel: Path) -> None:
+def test_wheel_holds_licence_types_guests_and_native_libraries(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     for name in ("lzero/py.typed", "lzero/guests/hello.elf", "lzero/guests/manifest.toml"):
         assert name in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
-    if list((ROOT / "src/lzero/cpu/engine/native").glob("*.c")):
-        assert "lzero/cpu/engine/_native.so" in names
+    assert NATIVE <= set(names)
+    assert {str(path.relative_to(ROOT / "src")) for path in (ROOT / "src/lzero").rglob("native/*.c")} <= set(names)
     assert not [name for name in names if name.startswith("tests/") or "__pycache__" in name]
 
 
 def test_wheel_without_a_compiler_still_builds(tmp_path: Path) -> None:
     wheel = build(tmp_path, path=str(tmp_path / "nothing"))
-    assert "lzero/cpu/engine/_native.so" not in zipfile.ZipFile(wheel).namelist()
+    assert not NATIVE & set(zipfile.ZipFile(wheel).namelist())
 
 
 def test_installed_command_is_that_of_the_wheel(scripts: Path) -> None:
     assert run(scripts / "lzero", "--version").stdout == f"lzero {lzero.__version__}\n"
     where = run(scripts / "python", "-c", "import lzero; print(lzero.__file__)").stdout
     assert where.startswith(str(scripts.parent))
+
+
+def test_installed_trace_library_is_that_of_the_wheel(scripts: Path) -> None:
+    # Built for these sources, so it is not built again: here without a compiler, and with an empty cache.
+    program = "from lzero.trace.readers.binary.native import library; print(library()._name)"
+    cache = f"import os; os.environ['XDG_CACHE_HOME'] = {str(scripts.parent / 'empty')!r}; "
+    where = run(scripts / "python", "-c", cache + program, path=str(scripts)).stdout
+    assert where.startswith(str(scripts.parent))
+    assert where.rstrip().endswith("lzero/trace/readers/_native.so")
 
 
 def test_installed_command_runs_the_bundled_guest(scripts: Path) -> None:
