@@ -7,6 +7,7 @@ from collections.abc import Callable
 from nestedlab import L2_CODE, L2_STACK, Lab, prepare_l2
 
 from guestasm import assemble
+from lzero.cpu.memory import HOST_BASE
 from lzero.hypervisor.nested.shadow_fields import ShadowFields
 from lzero.hypervisor.nested.vmcs12 import Vmcs12
 from lzero.platform.interrupts.lapic import InterruptMessage
@@ -23,6 +24,8 @@ AD_FLAGS = 0x40
 LEVELS = {1 << 12: 12, 1 << 21: 21, 1 << 30: 30}
 ADDRESS = 0x000F_FFFF_FFFF_F000
 VALID = 1 << 31
+OUTSIDE = [0xFEC0_0000, 0x10_0000_0000, HOST_BASE]
+"""A device, an address that nothing answers, L0's own memory."""
 
 Control = PinBased | ProcBased | ProcBased2 | VmExit | VmEntry
 _WORD: dict[type, Field] = {

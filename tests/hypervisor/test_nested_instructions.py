@@ -301,3 +301,12 @@ def test_without_nested_every_instruction_is_undefined(lab: Lab) -> None:
     """--nested=off goes through the same entry."""
     lab.vcpu.offers_vmx = False
     assert undefined(lab.pointer("vmxon", lab.region(VMXON_REGION)))
+
+
+def test_invalidations_do_not_look_at_task_switched(lab: Lab) -> None:
+    """The engine raises #NM for their opcodes under CR0.TS; Xen executes INVEPT with it set."""
+    lab.start_vmx()
+    lab.load_vmcs()
+    assert lab.cpu.load_control_register(0, lab.cpu.vmread(Field.GUEST_CR0) | 8)
+    assert lab.step("invept", rbx=2, operand=invept_descriptor(0)).result == "succeed"
+    assert lab.step("invvpid", rbx=2, operand=invvpid_descriptor(0)).result == "succeed"

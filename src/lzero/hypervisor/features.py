@@ -97,13 +97,11 @@ PROCESSOR = VmxCapabilities.offering(
 )
 """The processor's VMX, as L0 finds it."""
 
-_NOT_FOR_L1 = ProcBased2.VIRTUALIZE_APIC_ACCESSES
-"""What the processor has and L0 does not offer to L1."""
 _BY_L0 = ProcBased2.EPT_VIOLATION_VE
 """What L0 emulates for L1 without help of the processor."""
 
 NESTED = replace(
     PROCESSOR,
-    proc2=ControlRange(PROCESSOR.proc2.allowed0, PROCESSOR.proc2.allowed1 & ~int(_NOT_FOR_L1) | int(_BY_L0)),
+    proc2=ControlRange(PROCESSOR.proc2.allowed0, PROCESSOR.proc2.allowed1 | int(_BY_L0)),
 )
 """The VMX that L0 offers to L1: drives the capability MSRs and the checks of L1's VMCS."""

@@ -78,7 +78,8 @@ class EptExits:
         return nested.reflect(ExitReason.EPT_VIOLATION)
 
     def _map(self, eptp: int, address: int, found: EptWalk, qualification: int, *, mbec: bool) -> bool:
-        if not self._vcpu.pc.memory.contains(found.address & ~0xFFF, 4096):
+        page = found.address & ~0xFFF
+        if not self._vcpu.pc.memory.contains(page, 4096) and page != self._state.ept.apic_page:
             return self._device(qualification, found.address)
         self._state.ept.fill(eptp, address, found, mbec=mbec)
         return True

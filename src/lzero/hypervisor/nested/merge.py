@@ -161,10 +161,19 @@ def merge_tsc(vcpu: Vcpu, state: NestedState) -> None:
     w02[_P[Field.TSC_MULTIPLIER]] = multiplier
 
 
+def _apic_page_outside_of_ram(vcpu: Vcpu, w12: memoryview, proc2: int) -> int:
+    page = w12[_P[Field.APIC_ACCESS_ADDRESS]]
+    virtualized = proc2 & ProcBased2.VIRTUALIZE_APIC_ACCESSES
+    return page if virtualized and not vcpu.cpu.memory.backed(page, 4096) else 0
+
+
 def _merge_ept(vcpu: Vcpu, state: NestedState, proc2: int) -> None:
     vmcs12 = state.vmcs12
     assert vmcs12 is not None
     pointer = vcpu.ept.pointer
+    state.ept.apic_page = _apic_page_outside_of_ram(vcpu, vmcs12.words, proc2)
+    if state.ept.apic_page:
+        pointer = state.ept.identity().pointer
     if proc2 & ProcBased2.ENABLE_EPT:
         pointer = state.ept.tables(vmcs12.words[_P[Field.EPT_POINTER]]).pointer
     state.vmcs02.words[_P[Field.EPT_POINTER]] = pointer

@@ -50,27 +50,49 @@ class ShadowEpt:
         Whose memory the tables map.
     memory:
         Where L1's tables are.
+
+    Attributes
+    ----------
+    apic_page:
+        The APIC-access page of L2 if it is no RAM, else 0: nothing is there, but accesses must reach the processor.
     """
 
     def __init__(self, vcpu: Vcpu, memory: L1Memory) -> None:
         self._own = vcpu.cpu.memory
         self._memory = memory
         self._reserved = _ADDRESS & ~((1 << vcpu.physical_address_bits) - 1)
-        self._tables: dict[int, ExtendedPageTables] = {}
+        self._tables: dict[tuple[int, int], ExtendedPageTables] = {}
+        self._pc = vcpu.pc
+        self._identity: tuple[int, ExtendedPageTables] | None = None
+        self.apic_page = 0
 
     def tables(self, eptp12: int) -> ExtendedPageTables:
         """The shadow tables for an EPT pointer of L1."""
-        tables = self._tables.pop(eptp12, None)
+        key = (eptp12, self.apic_page)
+        tables = self._tables.pop(key, None)
         if tables is None:
             if len(self._tables) >= _CACHED:
                 self._tables.pop(next(iter(self._tables))).clear()
             tables = ExtendedPageTables(self._own)
-        self._tables[eptp12] = tables
+        self._tables[key] = tables
         return tables
+
+    def identity(self) -> ExtendedPageTables:
+        """L1's physical memory as L2 without EPT has it, with :attr:`apic_page` in place of a device."""
+        if self._identity is None or self._identity[0] != self.apic_page:
+            if self._identity is not None:
+                self._identity[1].clear()
+            tables = ExtendedPageTables(self._own)
+            for region in self._pc.memory.regions:
+                tables.map_ram(region.gpa, region.size)
+            tables.mark_devices(self._pc.bus.mmio_pages())
+            tables.map_page(self.apic_page, self.apic_page, _RWX)
+            self._identity = self.apic_page, tables
+        return self._identity[1]
 
     def invalidate(self, eptp12: int | None = None) -> None:
         """INVEPT: forget what was mapped for this EPT pointer, or for all."""
-        for pointer, tables in self._tables.items():
+        for (pointer, _), tables in self._tables.items():
             if eptp12 is None or (pointer ^ eptp12) & _ADDRESS == 0:
                 tables.clear()
 
