@@ -292,3 +292,11 @@ def test_the_register_table_has_one_row_per_index() -> None:
         assert row.index <= index < row.index + row.count
         assert row.writable < 1 << 32
         assert row.xapic or row.x2apic
+
+
+def test_read_only_bits_of_an_lvt_entry_are_ignored(board: Board) -> None:
+    """11.5.1: delivery status and remote IRR; Linux and Xen write them as 1 when they hand the APIC back."""
+    lapic = board.pc.lapic
+    lapic.base = lapic.base | 0xC00
+    lapic.write_msr(0x835, 0x5700)
+    assert lapic.read_msr(0x835) & 0x700 == 0x700

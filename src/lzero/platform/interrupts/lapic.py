@@ -44,6 +44,10 @@ class ApicError(IntFlag):
     ILLEGAL_REGISTER_ADDRESS = 0x80
 
 
+LVT_READ_ONLY = 1 << 12 | 1 << 14
+"""Delivery status and remote IRR of an LVT entry: ignored on writes, not reserved (11.5.1, figure 11-8)."""
+
+
 class MsrFault(Exception):
     """An access to an APIC MSR that the processor answers with #GP(0). Never leaves the hypervisor."""
 
@@ -372,6 +376,8 @@ class LocalApic:
         if not self.x2apic or row is None or row.x2apic in (None, Access.READ):
             raise MsrFault(f"WRMSR {msr:#x}: no writable x2APIC register (IA32_APIC_BASE is {self._base:#x})")
         writable = row.writable | (0xFFFF_FFFF << 32 if index == ApicRegister.ICR_LOW else 0)
+        if ApicRegister.LVT_TIMER <= index <= ApicRegister.LVT_ERROR:
+            value &= ~LVT_READ_ONLY  # Linux and Xen write them as 1 when they hand the APIC back
         if value & ~writable:
             raise MsrFault(f"WRMSR {msr:#x}: reserved bits in {value:#x}")
         if index == ApicRegister.ICR_LOW:

@@ -330,6 +330,17 @@ static void retry_single_step(struct lz_machine *m, uint64_t va, uintptr_t retad
     lz_engine.cpu_loop_exit(m->cpu);
 }
 
+/* The engine reads the stack for a far return or IRET at CPL 3 as the supervisor would, which SMAP forbids: it is an
+ * access of the user. Near RSP no descriptor table or TSS is looked for. */
+static bool is_users_stack(struct lz_machine *m, uint64_t va)
+{
+    if (m->in_delivery || (E32(hflags) & HF_CPL) != 3)
+        return false;
+    uint64_t ss_base = *(uint64_t *)((char *)m->env + lz_layout.segs + 2 * lz_layout.segment_stride + 8);
+    uint64_t top = REG(4) + (E32(hflags) & HF_CS64 ? 0 : ss_base);
+    return va - top < 0x80;
+}
+
 bool x86_cpu_tlb_fill_x86_64(void *cpu, uint64_t va, int size, int kind, int mmu_idx, bool probe, uintptr_t retaddr)
 {
     struct lz_machine *m = lz_of_cpu(cpu);
@@ -337,6 +348,8 @@ bool x86_cpu_tlb_fill_x86_64(void *cpu, uint64_t va, int size, int kind, int mmu
         return lz_engine.x86_cpu_tlb_fill(cpu, va, size, kind, mmu_idx, probe, retaddr);
     struct access a = {.m = m, .va = va, .kind = 1u << kind, .user = mmu_idx == MMU_USER,
                        .smap = mmu_idx == MMU_KERNEL_SMAP};
+    if (!a.user && is_users_stack(m, va))
+        a.user = true, a.smap = false;
     struct translation t;
     struct ept_leaf leaf;
     enum fault fault = translate(&a, &t, &leaf);

@@ -345,6 +345,8 @@ void cpu_svm_check_intercept_param_x86_64(void *env, uint32_t type, uint64_t par
     }
     if (type == TRAP_EXCEPTION + 14)
         return;
+    if (type == TRAP_EXCEPTION + 7 && at_invalidation(m))
+        type = TRAP_EXCEPTION + 6;
     bool exits = intercepted(m, type, param);
     if (type >= TRAP_EXCEPTION && type < TRAP_EXCEPTION + 32)
         param = delivery_error(m, type - TRAP_EXCEPTION, (uint32_t)param);
