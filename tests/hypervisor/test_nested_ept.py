@@ -28,6 +28,7 @@ from lzero.errors import GuestFault
 from lzero.sdm.controls import ProcBased, ProcBased2
 from lzero.sdm.exceptions import Vector
 from lzero.sdm.exit_reasons import ExitReason as R
+from lzero.sdm.vm_instruction_errors import VmInstructionError as E
 from lzero.sdm.vmcs_fields import Field
 
 LINEAR_VALID, FINAL = 1 << 7, 1 << 8
@@ -73,6 +74,25 @@ def test_29_3_2_a_1_gib_page_translates(l2: L2) -> None:
     l2.memory.write_u64(DATA, 77)
     assert l2.run(f"mov eax, {(1 << 30) + DATA:#x}; mov rax, [rax]; hlt") == R.HLT
     assert l2.rax == 77
+
+
+@pytest.mark.parametrize(("structures", "page"), [(0, 0), (0, 6), (6, 0), (6, 6)])
+def test_29_3_2_a_structure_of_either_memory_type(l2: L2, structures: int, page: int) -> None:
+    """Uncacheable or write-back, for the tables (bits 2:0 of EPTP) and for the page."""
+    ept = l2.use_ept()
+    l2[Field.EPT_POINTER] = ept.pointer & ~7 | structures
+    ept.map(DATA, bits=7 | page << 3)
+    assert l2.run(WRITE_DATA, rax=5) == R.HLT
+    assert l2.memory.read_u64(DATA) == 5
+
+
+@pytest.mark.parametrize("pointer", [1, 4, 0x80, 1 << 39])
+def test_27_2_1_1_a_bad_ept_pointer_is_refused(l2: L2, pointer: int) -> None:
+    ept = l2.use_ept()
+    l2[Field.EPT_POINTER] = ept.pointer & ~7 | pointer
+    l2.code("hlt")
+    l2.lab.step("vmlaunch")
+    assert l2.lab.error() == E.ENTRY_INVALID_CONTROL_FIELDS
 
 
 @pytest.mark.parametrize(

@@ -151,6 +151,16 @@ def test_27_6_1_injected_events_are_delivered(l2: L2, info: int, vector: int) ->
     assert not l2[EVENT] & VALID
 
 
+@pytest.mark.parametrize(("kind", "vector"), [(4, 0x80), (5, 1), (6, 3)])
+def test_27_6_1_software_events_of_length_zero(l2: L2, kind: int, vector: int) -> None:
+    """IA32_VMX_MISC bit 30: RIP on the stack is where L2 was."""
+    l2.code("nop; hlt")
+    l2[EVENT], l2[LENGTH] = VALID | kind << 8 | vector, 0
+    assert l2.enter() == R.VMCALL
+    assert l2.delivered == vector
+    assert l2.memory.read_u64(l2[Field.GUEST_RSP]) == L2_CODE
+
+
 def test_27_6_1_injected_error_code(l2: L2) -> None:
     l2.code("hlt")
     l2[EVENT], l2[Field.VM_ENTRY_EXCEPTION_ERROR_CODE] = VALID | 1 << 11 | 3 << 8 | Vector.GP, 0x1234
