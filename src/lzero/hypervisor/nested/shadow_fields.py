@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 __all__ = ["ShadowFields", "load_shadow_fields"]
 
 
+_SHADOWING = int(ProcBased2.VMCS_SHADOWING)
+
+
 class ShadowFields:
     """The fields in the VMREAD and VMWRITE bitmaps.
 
@@ -63,8 +66,10 @@ class ShadowFields:
         if not self.active:
             return
         field = Field.SECONDARY_PROCESSOR_BASED_VM_EXECUTION_CONTROLS
-        controls = vcpu.vmcs01.read(field) & ~int(ProcBased2.VMCS_SHADOWING)
-        vcpu.vmcs01.write(field, controls | (int(ProcBased2.VMCS_SHADOWING) if vmcs is not None else 0))
+        controls = vcpu.vmcs01.read(field)
+        wanted = controls | _SHADOWING if vmcs is not None else controls & ~_SHADOWING
+        if wanted != controls:  # a write makes the next entry check and configure the controls anew
+            vcpu.vmcs01.write(field, wanted)
         vcpu.cpu.shadow_vmcs = vmcs
 
 
