@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import lzero.trace.causes
+from lzero.trace.aggregates import Aggregates, add_rows
 from lzero.trace.causes import causes_table, find_causes
 from lzero.trace.frames import frames
 from lzero.trace.recorder import Recorder
+from lzero.trace.schema import numpy_dtype
+from lzero.trace.store import StreamWriter
+from lzero.trace.totals import totals_of
 
 CPUID, HLT, VMREAD, VMWRITE, VMRESUME = 10, 12, 23, 25, 24
 
@@ -61,3 +66,39 @@ def test_nothing_nested_says_so(tmp_path: Path) -> None:
     with Recorder(tmp_path / "t.parquet") as recorder:
         recorder.record(0, -1, 0, 1, CPUID, 0, 0, 2, 0, 0, 0, -1, 0, 0, 5, 1)
     assert "nothing was caused" in causes_table(find_causes(frames(str(tmp_path / "t.parquet"))))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+def test_a_vcpu_silent_for_whole_slices_keeps_its_cause(
+    size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lzero.trace.causes, "_SLICE", size)
+    path = tmp_path / "t.parquet"
+    with Recorder(path) as recorder:
+        for seq, (vcpu, level, reason, parent) in enumerate([
+            (0, 2, CPUID, -1), (0, 1, VMREAD, 0),
+            (1, 2, HLT, -1), (1, 1, VMREAD, 2), (1, 1, VMRESUME, 2), (1, 2, HLT, -1),
+            (1, 1, VMREAD, 5), (1, 1, VMREAD, 5),
+            (0, 1, VMREAD, 0), (0, 1, VMRESUME, 0), (0, 2, CPUID, -1), (0, 1, VMREAD, 10),
+        ]):  # fmt: skip
+            recorder.record(seq, parent, vcpu, level, reason, 0, 0, 2, 0, 0, 0, -1, 0, seq, 5, 2 if level == 2 else 1)
+    cause = find_causes(frames(str(path))).of(CPUID)
+    assert cause is not None
+    assert cause.children == {VMREAD: (3, 5), VMRESUME: (1, 1)}  # 2 and 1 of the two exits: 4 + 1
+    assert cause.whole == (4, 10)
+
+
+def test_totals_of_a_store_are_those_of_its_rows(tmp_path: Path) -> None:
+    random = np.random.default_rng(5)
+    rows = np.zeros(5000, numpy_dtype())
+    for column, values in (
+        ("level", [1, 2]), ("reason", [CPUID, VMREAD, VMWRITE]), ("isa", [1, 1, 2]), ("handled_by", [0, 1, 2]),
+        ("parent_reason", [-1, CPUID]), ("vmcs_field", [-1, 0x4402, 0x6820]), ("duration_ns", [0, 3, 90]),
+    ):  # fmt: skip
+        rows[column] = random.choice(values, len(rows))
+    expected = Aggregates()
+    add_rows(expected, rows)
+    with StreamWriter(tmp_path / "t.parquet") as writer:
+        writer.write(rows[:3000])
+        writer.write(rows[3000:])
+    assert totals_of(str(tmp_path / "t.parquet")) == expected

@@ -87,15 +87,17 @@ def find_causes(inputs: Iterator[pl.LazyFrame]) -> Causes:
 
     found: dict[int, Cause] = {}
     carried = _Children.none()
+    newest: dict[tuple[int, int], int] = {}  # by VCPU and thread: the L2 exit that may go on, even after long silence
     for part in _slices(inputs):
         part = part.with_columns(_code("reason").alias("code"), _code("parent_reason").alias("cause"))
         _count_l2(found, part)
         caused = part.filter((pl.col("parent") >= 0) & (pl.col("level") == 1))
         _count_fields(found, caused)
         exits = caused.filter(pl.col("handled_by") != 0)
-        going_on = exits.group_by("vcpu", "thread").agg(pl.col("parent").last())["parent"].to_numpy()
+        last = exits.group_by("vcpu", "thread").agg(pl.col("parent").last())
+        newest.update({(vcpu, thread): parent for vcpu, thread, parent in last.iter_rows()})
         children = carried.followed_by(_Children(*(exits[name].to_numpy() for name in ("parent", "cause", "code"))))
-        carried, complete = children.split(going_on)
+        carried, complete = children.split(list(newest.values()))
         complete.count(found)
     carried.count(found)
     return Causes(sorted(found.values(), key=lambda row: (-row.exits, row.reason)))
@@ -129,7 +131,7 @@ class _Children:
         pairs = ((self.parent, other.parent), (self.cause, other.cause), (self.code, other.code))
         return _Children(*(np.concatenate(pair) for pair in pairs))
 
-    def split(self, parents: Array) -> tuple[_Children, _Children]:
+    def split(self, parents: list[int]) -> tuple[_Children, _Children]:
         """Those of the given parents, and the others."""
         import numpy as np
 

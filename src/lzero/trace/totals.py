@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from lzero.trace.aggregates import Aggregates, add_rows
+from lzero.trace.aggregates import Aggregates, Totals
 from lzero.trace.frames import collect, counts_of, frames
 from lzero.trace.load import open_recording
 from lzero.trace.readers.events import Diagnosis
-from lzero.trace.schema import numpy_dtype
+from lzero.trace.schema import HandledBy, Isa
 
 if TYPE_CHECKING:
     import polars as pl
 
 __all__ = ["totals_of"]
 
-_SLICE: Final = 1_000_000
-_NEEDED: Final = ("level", "reason", "isa", "handled_by", "duration_ns", "parent_reason", "vmcs_field")
+_KEYS: Final = ("level", "reason", "isa", "handled_by", "parent_reason", "vmcs_field")
 
 
 def totals_of(name: str, diagnoses: list[Diagnosis] | None = None, *, strict: bool = False) -> Aggregates:
@@ -38,19 +37,37 @@ def totals_of(name: str, diagnoses: list[Diagnosis] | None = None, *, strict: bo
         finally:
             recording.close()
     aggregates = Aggregates()
-    for frame in frames(name, diagnoses, strict=strict, by_file=True):
+    for frame in frames(name, diagnoses, strict=strict):
         _add(aggregates, frame)
     return aggregates
 
 
 def _add(aggregates: Aggregates, frame: pl.LazyFrame) -> None:
-    import numpy as np
+    """Add the rows of a frame: totalled by what tells them apart, then the few totals one by one."""
     import polars as pl
 
-    rows = collect(frame.select(pl.len())).item()
-    for offset in range(0, rows, _SLICE):
-        part = collect(frame.select(_NEEDED).slice(offset, _SLICE))
-        batch = np.zeros(part.height, dtype=numpy_dtype())
-        for column in _NEEDED:
-            batch[column] = part[column].to_numpy()
-        add_rows(aggregates, batch)
+    duration = pl.col("duration_ns")
+    timed = duration.filter(duration > 0)
+    totals = (
+        pl.len().alias("n"),
+        timed.len().alias("timed"),
+        timed.sum().alias("total"),
+        timed.min().fill_null(0).alias("least"),
+        timed.max().fill_null(0).alias("most"),
+        (duration.cast(pl.Float64) ** 2).sum().alias("squares"),
+    )
+    table = collect(frame.group_by(_KEYS).agg(totals), streaming=True)
+    for level, reason, isa, handled, parent, vmcs_field, *values in table.iter_rows():
+        svm = (isa == Isa.SVM) << 16
+        code, by_processor, count = reason | svm, handled == HandledBy.PROCESSOR, values[0]
+        if by_processor:
+            aggregates.by_processor[level, code] += count
+        else:
+            aggregates.exits.setdefault((level, code), Totals()).add(*values)
+        if level >= 2 and handled == HandledBy.L1:
+            aggregates.reflected[code] += count
+        if parent >= 0 and level == 1:
+            caused = aggregates.caused_by_processor if by_processor else aggregates.caused
+            caused[parent | svm, code] += count
+        if vmcs_field >= 0:
+            aggregates.fields[code, vmcs_field, by_processor] += count
