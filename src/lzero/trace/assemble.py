@@ -27,8 +27,11 @@ __all__ = ["Assembler"]
 
 Array = np.ndarray[Any, Any]
 
-_VMX_INSTRUCTIONS: Final = np.array([19, 20, 21, 22, 23, 24, 25, 26, 27, 50, 53])  # VMCLEAR to VMON, INVEPT, INVVPID
-_SVM_INSTRUCTIONS: Final = np.array([0x80, 0x82, 0x83, 0x84, 0x85])  # VMRUN, VMLOAD, VMSAVE, STGI, CLGI
+# By basic reason, whether it is an instruction of the extension.
+_VMX_INSTRUCTION: Final = np.zeros(1 << 16, dtype=bool)
+_VMX_INSTRUCTION[[19, 20, 21, 22, 23, 24, 25, 26, 27, 50, 53]] = True  # VMCLEAR to VMON, INVEPT, INVVPID
+_SVM_INSTRUCTION: Final = np.zeros(1 << 16, dtype=bool)
+_SVM_INSTRUCTION[[0x80, 0x82, 0x83, 0x84, 0x85]] = True  # VMRUN, VMLOAD, VMSAVE, STGI, CLGI
 _NPF: Final = 0x400
 _EPT_VIOLATION: Final = 48
 _EPT_MISCONFIG: Final = 49
@@ -108,11 +111,11 @@ class Assembler:
             seqs = np.concatenate((vcpu.waiting_seqs, seqs))
         if not len(events):
             return np.zeros(0, dtype=self._dtype)
-        kinds = events["kind"]
+        kinds = np.ascontiguousarray(events["kind"])
         exits = np.flatnonzero(kinds == EventKind.EXIT)
         complete = len(exits) if last else max(0, len(exits) - _HELD_BACK)
         rest = int(exits[complete]) if complete < len(exits) else len(events)
-        rows = self._fill(vcpu, events, exits, seqs, complete)
+        rows = self._fill(vcpu, events, kinds, exits, seqs, complete)
         if rest:
             vcpu.state = int(_states(kinds[:rest], vcpu.state)[-1])
             vcpu.number = int(_numbers(events["vcpu"][:rest], vcpu.number)[-1])
@@ -131,26 +134,24 @@ class Assembler:
             self._diagnosis.problem("clock goes backwards", where, text, len(backwards))
         vcpu.last_time = int(times[-1])
 
-    def _levels(self, vcpu: _Vcpu, events: Array, exits: Array) -> Array:
+    def _levels(self, vcpu: _Vcpu, events: Array, kinds: Array, exits: Array) -> Array:
         """1 or 2 for each exit."""
-        kinds = events["kind"]
         states = np.concatenate(([vcpu.state], _states(kinds, vcpu.state)))[exits]
         nested = np.add.reduceat(kinds == EventKind.NESTED_VMEXIT, exits) > 0
         reason, vmx = events["reason"][exits] & 0xFFFF, events["isa"][exits] == 1
-        instruction = np.where(vmx, np.isin(reason, _VMX_INSTRUCTIONS), np.isin(reason, _SVM_INSTRUCTIONS))
+        instruction = np.where(vmx, _VMX_INSTRUCTION[reason], _SVM_INSTRUCTION[reason])
         levels: Array = np.where(nested | (states == _STATE_L2) & ~instruction, 2, 1).astype(np.uint8)
         return levels
 
-    def _fill(self, vcpu: _Vcpu, events: Array, exits: Array, seqs: Array, complete: int) -> Array:
+    def _fill(self, vcpu: _Vcpu, events: Array, kinds: Array, exits: Array, seqs: Array, complete: int) -> Array:
         """Rows of the first `complete` exits; the others are only looked at for what they tell of those."""
         rows = np.zeros(complete, dtype=self._dtype)
         if not complete:
             return rows
         chosen = exits[:complete]
         source = events[chosen]
-        levels = self._levels(vcpu, events, exits)
+        levels = self._levels(vcpu, events, kinds, exits)
         level = levels[:complete]
-        kinds = events["kind"]
         injected = np.add.reduceat(kinds == EventKind.NESTED_INJECT, exits)[:complete] > 0
         followed = np.append(levels[1:] == 1, False)[:complete]
         reflected = (level == 2) & (injected | followed)
@@ -169,7 +170,7 @@ class Assembler:
         rows["guest_physical_address"] = np.where(npf, source["info2"], 0)
         rows["vmcs_field"] = -1
         rows["host_ns"] = source["time_ns"]
-        rows["duration_ns"] = _durations(events, exits)[:complete]
+        rows["duration_ns"] = _durations(events, kinds, exits)[:complete]
         rows["handled_by"] = np.where(reflected, HandledBy.L1, HandledBy.L0)
         rows["isa"] = source["isa"]
         rows["cpu"] = source["cpu"]
@@ -230,9 +231,9 @@ def _numbers(numbers: Array, initial: int) -> Array:
     return known
 
 
-def _durations(events: Array, exits: Array) -> Array:
+def _durations(events: Array, kinds: Array, exits: Array) -> Array:
     """ns from each exit to the first entry before the next exit; 0 without one or when the clock went backwards."""
-    entries = np.flatnonzero(events["kind"] == EventKind.ENTRY)
+    entries = np.flatnonzero(kinds == EventKind.ENTRY)
     if not len(entries):
         return np.zeros(len(exits), dtype=np.uint64)
     place = np.searchsorted(entries, exits)
