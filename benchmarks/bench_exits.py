@@ -13,6 +13,7 @@ import ctypes
 import io
 import mmap
 import pstats
+import resource
 import statistics
 import sys
 import tempfile
@@ -85,13 +86,27 @@ def loop_seconds(count: int, record: Path | None = None) -> float:
     return run(count) - run(1)
 
 
+def soak(count: int) -> str:
+    """Peak memory while `count` exits are recorded, after a tenth of them and after all."""
+    peaks = []
+    with tempfile.TemporaryDirectory() as folder:
+        for share in (count // 10, count - count // 10):
+            loop_seconds(share, Path(folder) / "soak.parquet")
+            peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    return f"peak memory: {peaks[0]:.0f} MiB after {count // 10:,} recorded exits, {peaks[1]:.0f} MiB after {count:,}\n"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=200_000, help="exits per measurement")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--soak", type=int, metavar="EXITS", help="record so many exits and print the peak memory")
     parser.add_argument("--profile", action="store_true", help="print where the time of the loop goes")
     options = parser.parse_args()
     count, write = options.count, sys.stdout.write
+    if options.soak:
+        write(soak(options.soak))
+        return 0
     floors, plain, recorded = [], [], []
     with tempfile.TemporaryDirectory() as folder:
         for number in range(options.rounds):
