@@ -64,11 +64,20 @@ class Outcome:
 
 
 class Lab:
-    """One L1."""
+    """One L1.
 
-    def __init__(self, shadow_fields: ShadowFields | None = None) -> None:
+    Parameters
+    ----------
+    shadow_fields:
+        VMCS fields that L1 accesses without an exit.
+    fill:
+        What memory holds where nothing is; with HLT, code that ran astray comes to an end.
+    """
+
+    def __init__(self, shadow_fields: ShadowFields | None = None, *, fill: int = 0) -> None:
         self.cpu = Processor(PROCESSOR)
         self.memory = GuestMemory(MEMORY)
+        self.memory.write(CODE, bytes([fill]) * (MEMORY - CODE))
         for region in self.memory.regions:
             self.cpu.memory.map(region.gpa, self.memory.mapping, region.host_offset, region.size)
         self.clock = VirtualClock(self.cpu.clock.now_ns, 1_000_000_000)

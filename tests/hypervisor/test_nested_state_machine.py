@@ -166,11 +166,11 @@ TestVmxSequences = VmxSequences.TestCase
 bits = st.tuples(st.sampled_from(sorted(NESTED.existing_fields)), st.integers(0, 63))
 
 
-@settings(max_examples=20)
+@settings(max_examples=150)
 @given(batches=st.lists(st.lists(bits, min_size=1, max_size=3), min_size=40, max_size=40))
 def test_a_good_vmcs_with_bits_turned(batches: list[list[tuple[int, int]]]) -> None:
     """Valid ± a few bits: entry, VMfail, exit 33 or 34, triple fault or a clear guest fault; never a broken machine."""
-    lab = Lab()
+    lab = Lab(fill=0xF4)
     try:
         lab.start_vmx()
         prepare_l2(lab)
