@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import re
 import shutil
@@ -101,3 +102,16 @@ def fetch(cache: Path = CACHE, package: str | None = None, refresh: bool = False
     if found is None:
         raise FetchError(f"the packages in {cache} hold no kernel, modules or busybox where Debian puts them")
     return found
+
+
+def fetch_xen(cache: Path = CACHE, package: str = "xen-hypervisor-4.17-amd64") -> Path:
+    """Xen as Debian ships it, unpacked to a multiboot kernel; from the cache if it is there. Raises FetchError."""
+    target = cache / "xen.elf"
+    if not target.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        _unpack(_download(package, cache), cache / "xen")
+        packed = sorted((cache / "xen" / "boot").glob("xen-*.gz"))
+        if not packed:
+            raise FetchError(f"{package} holds no boot/xen-*.gz")
+        target.write_bytes(gzip.decompress(packed[0].read_bytes()))
+    return target
