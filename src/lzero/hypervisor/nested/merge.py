@@ -99,9 +99,19 @@ _USE_TPR_SHADOW = int(ProcBased.USE_TPR_SHADOW)
 _VPID02 = 2
 _USE_MSR_BITMAPS = int(ProcBased.USE_MSR_BITMAPS)
 _ACTIVATE_SECONDARY = int(ProcBased.ACTIVATE_SECONDARY_CONTROLS)
-_PASSED_THROUGH = [
-    ((0x400 if index >= 0xC000_0000 else 0) + (index & 0x1FFF) // 8, 1 << (index & 7)) for index in PASSED_THROUGH_MSRS
-]
+
+
+def _passed_through() -> list[tuple[int, int]]:
+    """The bytes of the MSR bitmaps (25.6.9) in which some MSR is passed through, and its bits there."""
+    found: dict[int, int] = {}
+    for index in PASSED_THROUGH_MSRS:
+        offset = (0x400 if index >= 0xC000_0000 else 0) + (index & 0x1FFF) // 8
+        for start in (0, 0x800):
+            found[start + offset] = found.get(start + offset, 0) | 1 << (index & 7)
+    return sorted(found.items())
+
+
+_PASSED_THROUGH = _passed_through()
 
 
 def secondary_controls(words: memoryview) -> int:
@@ -186,10 +196,8 @@ def merge_msr_bitmap(state: NestedState, memory: L1Memory) -> None:
     words = vmcs12.words
     uses = words[_PROC] & _USE_MSR_BITMAPS
     source = memory.read(words[_P[Field.MSR_BITMAPS_ADDRESS]], 4096) if uses else None
-    wanted: dict[int, int] = {}
-    for offset, bit in _PASSED_THROUGH:
-        for start in (0, 0x800):
-            byte = wanted.setdefault(start + offset, 0xFF)
-            if source is not None and not source[start + offset] & bit:
-                wanted[start + offset] = byte & ~bit
+    wanted = {
+        offset: 0xFF & ~bits | (source[offset] & bits if source is not None else bits)
+        for offset, bits in _PASSED_THROUGH
+    }
     state.set_bitmap02(wanted)
