@@ -264,6 +264,9 @@ def test_26_5_1_a_timer_of_0_exits_before_the_first_instruction(l2: L2) -> None:
     l2[TIMER] = 0
     assert l2.run("nop; hlt") == R.PREEMPTION_TIMER
     assert l2.rip == 0
+    exits = l2.lab.vcpu.recorder.aggregates.exits
+    assert exits[2, R.PREEMPTION_TIMER].count == 1  # recorded, though L2 did not run
+    assert exits[1, R.VMLAUNCH].count == 1
 
 
 def test_26_5_1_an_injected_event_comes_before_the_timer(l2: L2) -> None:

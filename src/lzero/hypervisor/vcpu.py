@@ -164,13 +164,27 @@ class Vcpu:
         go_on = self._handle(exit_reason)
         if go_on:
             self.prepare_entry()
+        at_once = None
         if level == 2:
             exit_reason = self.recorded_reason  # L1 may be given another exit than vmcs02 had
+        elif self.recorded_reason != exit_reason:
+            at_once, self.handled_by = self.recorded_reason, 1
         self.recorder.record(
             sequence, parent, 0, level, exit_reason, row[0], row[1], row[2], row[3], row[4], row[5],
             self.vmcs_field, tsc, start - self.start_ns, perf_counter_ns() - start, self.handled_by,
         )  # fmt: skip
+        if at_once is not None:
+            self._note_exit_at_once(at_once, tsc)
         return go_on and self.stop_reason is None
+
+    def _note_exit_at_once(self, reason: int, tsc: int) -> None:
+        """L1 entered L2, and an event made L2 exit to L1 before its first instruction."""
+        self.recorder.record(
+            self.exits, -1, 0, 2, reason, 0, self.nested.state.vmcs02.words[_RIP], 0, 0, 0, 0, -1,
+            tsc, perf_counter_ns() - self.start_ns, 0, 2,
+        )  # fmt: skip
+        self.parent = self.exits
+        self.exits += 1
 
     def _handle(self, exit_reason: int) -> bool:
         """Let the nested module have its say about exits of L2, then dispatch to the handler."""
