@@ -96,8 +96,8 @@ class L1Ept:
 class L2:
     """One L2 in 64-bit mode at CPL 0 that exits on HLT."""
 
-    def __init__(self, shadow_fields: ShadowFields | None = None) -> None:
-        self.lab = Lab(shadow_fields)
+    def __init__(self, shadow_fields: ShadowFields | None = None, *, fill: int = 0) -> None:
+        self.lab = Lab(shadow_fields, fill=fill)
         self.lab.start_vmx()
         prepare_l2(self.lab)
         del self.lab.vcpu.inject_exception  # L2 gets its exceptions

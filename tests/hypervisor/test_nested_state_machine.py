@@ -11,10 +11,12 @@ from dataclasses import dataclass, field
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
+from l2lab import AD_FLAGS, DATA, L2
 from nestedlab import REVISION, VMCS_A, VMCS_B, VMXON_REGION, Lab, prepare_l2
 
 from lzero.errors import GuestFault
 from lzero.hypervisor.features import NESTED
+from lzero.sdm.controls import PinBased, ProcBased, ProcBased2, VmExit
 from lzero.sdm.vmcs_fields import VMCS_FIELDS, Field, Width
 
 LIMIT = 1 << NESTED.physical_address_width
@@ -166,6 +168,29 @@ TestVmxSequences = VmxSequences.TestCase
 bits = st.tuples(st.sampled_from(sorted(NESTED.existing_fields)), st.integers(0, 63))
 
 
+def turn(lab: Lab, batches: list[list[tuple[int, int]]]) -> None:
+    """Enter with each batch of bits turned, until the machine is no longer where the next entry could start."""
+    state = lab.vcpu.nested.state
+    assert state.vmcs12 is not None
+    good = bytes(state.vmcs12.words)
+    for batch in batches:
+        state = lab.vcpu.nested.state
+        if state.vmcs12 is None:
+            return
+        state.vmcs12.words[:] = memoryview(good).cast("Q")
+        state.vmcs12.launched = False
+        state.vmcs12.changed = (1 << 400) - 1
+        for encoding, bit in batch:
+            mask = WIDTH[VMCS_FIELDS[encoding].width]
+            state.vmcs12.write(encoding, state.vmcs12.read(encoding) ^ (1 << bit & mask))
+        try:
+            lab.step("vmlaunch")
+        except GuestFault:
+            return  # the guest is gone, with a message
+        if lab.vcpu.level != 1 or lab.vcpu.stop_reason != "hlt":
+            return
+
+
 @settings(max_examples=150)
 @given(batches=st.lists(st.lists(bits, min_size=1, max_size=3), min_size=40, max_size=40))
 def test_a_good_vmcs_with_bits_turned(batches: list[list[tuple[int, int]]]) -> None:
@@ -174,26 +199,54 @@ def test_a_good_vmcs_with_bits_turned(batches: list[list[tuple[int, int]]]) -> N
     try:
         lab.start_vmx()
         prepare_l2(lab)
-        state = lab.vcpu.nested.state
-        assert state.vmcs12 is not None
-        good = bytes(state.vmcs12.words)
-        for batch in batches:
-            state = lab.vcpu.nested.state
-            if state.vmcs12 is None:
-                return
-            state.vmcs12.words[:] = memoryview(good).cast("Q")
-            state.vmcs12.launched = False
-            for encoding, bit in batch:
-                mask = WIDTH[VMCS_FIELDS[encoding].width]
-                state.vmcs12.changed = (1 << 400) - 1
-                lab_field = encoding
-                value = state.vmcs12.read(lab_field) ^ (1 << bit & mask)
-                state.vmcs12.write(lab_field, value)
-            try:
-                lab.step("vmlaunch")
-            except GuestFault:
-                return  # the guest is gone, with a message
-            if lab.vcpu.level != 1 or lab.vcpu.stop_reason != "hlt":
-                return
+        turn(lab, batches)
     finally:
         lab.close()
+
+
+@settings(max_examples=60)
+@given(batches=st.lists(st.lists(bits, min_size=1, max_size=3), min_size=40, max_size=40))
+def test_a_vmcs_with_every_feature_and_bits_turned(batches: list[list[tuple[int, int]]]) -> None:
+    """The same with EPT, its flags and log, #VE, APIC accesses, shadowing, bitmaps, timer and MSR areas in use."""
+    l2 = L2(fill=0xF4)
+    try:
+        everything(l2)
+        turn(l2.lab, batches)
+    finally:
+        l2.close()
+
+
+def everything(l2: L2) -> None:
+    l2.use_idt()
+    l2.use_ept(flags=AD_FLAGS)
+    l2.want(
+        *(control for control in ProcBased2 if control & NESTED.proc2.allowed1),
+        PinBased.ACTIVATE_VMX_PREEMPTION_TIMER,
+        PinBased.EXTERNAL_INTERRUPT_EXITING,
+        ProcBased.USE_TPR_SHADOW,
+        ProcBased.USE_MSR_BITMAPS,
+        ProcBased.USE_IO_BITMAPS,
+        ProcBased.USE_TSC_OFFSETTING,
+        VmExit.SAVE_VMX_PREEMPTION_TIMER_VALUE,
+    )
+    for address in (
+        Field.VIRTUAL_APIC_ADDRESS,
+        Field.APIC_ACCESS_ADDRESS,
+        Field.MSR_BITMAPS_ADDRESS,
+        Field.IO_BITMAP_A_ADDRESS,
+        Field.IO_BITMAP_B_ADDRESS,
+        Field.VMREAD_BITMAP_ADDRESS,
+        Field.VMWRITE_BITMAP_ADDRESS,
+        Field.PML_ADDRESS,
+        Field.EPTP_LIST_ADDRESS,
+        Field.VIRTUALIZATION_EXCEPTION_INFORMATION_ADDRESS,
+        Field.VM_EXIT_MSR_STORE_ADDRESS,
+    ):
+        l2[address] = l2.page()
+    l2.memory.write_u64(l2[Field.EPTP_LIST_ADDRESS], l2[Field.EPT_POINTER])
+    shadow = l2.page()
+    l2.lab.memory.write(shadow, (REVISION | 1 << 31).to_bytes(4, "little"))
+    l2[Field.VMCS_LINK_POINTER] = shadow
+    l2[Field.VPID], l2[Field.TSC_MULTIPLIER], l2[Field.PML_INDEX] = 5, 1 << 48, 511
+    l2[Field.VM_FUNCTION_CONTROLS], l2[Field.VMX_PREEMPTION_TIMER_VALUE] = 1, 1000
+    l2.code(f"mov eax, 0; mov ecx, 0; vmfunc; mov [{DATA:#x}], rax; mov cr8, rax; rdtsc; in al, 0x71; hlt")
