@@ -204,7 +204,7 @@ def test_a_good_vmcs_with_bits_turned(batches: list[list[tuple[int, int]]]) -> N
         lab.close()
 
 
-@settings(max_examples=60)
+@settings(max_examples=150)
 @given(batches=st.lists(st.lists(bits, min_size=1, max_size=3), min_size=40, max_size=40))
 def test_a_vmcs_with_every_feature_and_bits_turned(batches: list[list[tuple[int, int]]]) -> None:
     """The same with EPT, its flags and log, #VE, APIC accesses, shadowing, bitmaps, timer and MSR areas in use."""
