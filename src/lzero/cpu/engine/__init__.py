@@ -109,9 +109,10 @@ class Engine:
         from unicorn import x86_const
 
         self.version = self._native.engine_version
-        self._uc = unicorn.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_64)
-        self._uc.ctl_set_cpu_model(x86_const.UC_CPU_X86_SKYLAKE_CLIENT)
-        self._uc.reg_write(x86_const.UC_X86_REG_RAX, 0)  # makes the engine build its CPU
+        with self._native.code_space.given_up() as self._has_code_space:
+            self._uc = unicorn.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_64)
+            self._uc.ctl_set_cpu_model(x86_const.UC_CPU_X86_SKYLAKE_CLIENT)
+            self._uc.reg_write(x86_const.UC_X86_REG_RAX, 0)  # makes the engine build its CPU
         self._uc.ctl_exits_enabled(True)
         self._handle = self._uc._uch.value if hasattr(self._uc._uch, "value") else int(self._uc._uch)
         self._callback = TRAP_CALLBACK(on_trap)
@@ -245,3 +246,5 @@ class Engine:
             self._machine = 0
             del self._uc
             self._memory.clear()
+            if self._has_code_space:
+                self._native.code_space.take_back()

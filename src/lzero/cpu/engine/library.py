@@ -18,6 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lzero.cpu.engine.code_space import CodeSpace
 from lzero.errors import EngineError
 
 if TYPE_CHECKING:
@@ -34,12 +35,15 @@ _FLAGS = ["-O2", "-std=gnu11", "-fno-strict-aliasing", "-foptimize-sibling-calls
 
 @dataclass(frozen=True)
 class NativeLibrary:
-    """The loaded native library: its functions, the slots by name, and where the engine keeps its state."""
+    """The loaded native library: its functions, the slots by name, where the engine keeps its state, and the place for
+    translated code.
+    """
 
     functions: C.CDLL
     slots: dict[str, int]
     layout: Layout
     engine_version: str
+    code_space: CodeSpace
 
 
 def _names(library: C.CDLL, symbol: str) -> list[str]:
@@ -142,4 +146,4 @@ def load() -> NativeLibrary:
         raise EngineError(f"unicorn {unicorn.__version__}: CPU state fields not found: {', '.join(unknown)}")
     native.lz_set_layout((C.c_int32 * len(order))(*(layout.offsets[name] for name in order)))
     slots = {name: index for index, name in enumerate(_names(native, "lz_slot_names"))}
-    return NativeLibrary(native, slots, layout, unicorn.__version__)
+    return NativeLibrary(native, slots, layout, unicorn.__version__, CodeSpace())

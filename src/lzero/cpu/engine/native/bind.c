@@ -9,6 +9,7 @@
 struct lz_layout lz_layout;
 struct lz_originals lz_engine;
 struct lz_machine *lz_current;
+void *lz_current_uc;
 static struct lz_machine *machines[LZ_MAX_MACHINES];
 
 const char lz_slot_names[] =
@@ -83,7 +84,7 @@ void lz_destroy(struct lz_machine *m)
         if (machines[i] == m)
             machines[i] = 0;
     if (lz_current == m)
-        lz_current = 0;
+        lz_current = 0, lz_current_uc = 0;
     lz_unwatch(m);
     free(m->code_pages);
     free(m);
@@ -107,6 +108,7 @@ int lz_run(struct lz_machine *m)
 {
     struct lz_machine *outer = lz_current;
     lz_current = m;
+    lz_current_uc = m->uc;
     m->s.entry_pending = 1;
     C32(interrupt_request) |= LZ_REQUEST;
     lz_watch(m);
@@ -114,5 +116,6 @@ int lz_run(struct lz_machine *m)
     int error = lz_engine.uc_emu_start(m->uc, E64(eip), 0, 0, 0);
     __atomic_store_n(&m->running, false, __ATOMIC_RELEASE);
     lz_current = outer;
+    lz_current_uc = outer ? outer->uc : 0;
     return error;
 }

@@ -36,27 +36,39 @@ static void expire(struct lz_machine *m)
     C32(icount_decr) |= 0xffff0000u;
 }
 
-/* The engine calls this at the head of every translated block. */
+/* The block is left before it begins and is counted when it comes again: how often it is left must not be seen in the
+ * guest's time. An empty budget stays empty, which is how the end of it is known.
+ *
+ * All calls here down to the engine's own function must be jumps: that reads its return address to find the guest's RIP. */
+static __attribute__((noinline, cold)) void leave_chain(void *uc, uint32_t in_delay_slot, struct lz_machine *m)
+{
+    if ((int64_t)m->s.budget < 0)
+        expire(m);
+    else
+        m->s.budget++;
+    lz_engine.helper_check_exit_request(uc, in_delay_slot);
+}
+
+static __attribute__((noinline, cold)) void other_engine(void *uc, uint32_t in_delay_slot)
+{
+    struct lz_machine *m = lz_lookup(uc);
+    if (!m) {
+        lz_engine.helper_check_exit_request(uc, in_delay_slot);
+    } else if ((int64_t)--m->s.budget < 0 || (int32_t)*m->icount_decr < 0) {
+        leave_chain(uc, in_delay_slot, m);
+    }
+}
+
+/* The engine calls this at the head of every translated block: as few instructions as can be, and no stack frame. */
 void helper_check_exit_request_x86_64(void *uc, uint32_t in_delay_slot)
 {
     struct lz_machine *m = lz_current;
-    if (__builtin_expect(!m || m->uc != uc, 0)) {
-        m = lz_lookup(uc);
-        if (!m) {
-            lz_engine.helper_check_exit_request(uc, in_delay_slot);
-            return;
-        }
+    if (__builtin_expect(uc != lz_current_uc, 0)) {
+        other_engine(uc, in_delay_slot);
+        return;
     }
-    if (__builtin_expect((int64_t)--m->s.budget < 0, 0))
-        expire(m);
-    if (__builtin_expect((int32_t)*m->icount_decr < 0, 0)) {
-        /* The block is left before it begins and is counted when it comes again: how often it is left must not be
-         * seen in the guest's time. An empty budget stays empty, which is how the end of it is known. */
-        if ((int64_t)m->s.budget >= 0)
-            m->s.budget++;
-        /* The call must be a jump: the engine reads its return address to find the guest's RIP. */
-        lz_engine.helper_check_exit_request(uc, in_delay_slot);
-    }
+    if (__builtin_expect(((int64_t)--m->s.budget | (int64_t)(int32_t)*m->icount_decr) < 0, 0))
+        leave_chain(uc, in_delay_slot, m);
 }
 
 /* Emitted after every memory access, where a stop would execute a read-modify-write instruction twice. */

@@ -60,7 +60,8 @@ struct lz_machine {
 
 #define LZ_HIDDEN __attribute__((visibility("hidden")))
 extern LZ_HIDDEN struct lz_layout lz_layout;
-extern LZ_HIDDEN struct lz_machine *lz_current;
+extern LZ_HIDDEN struct lz_machine *lz_current; /* the machine that runs, and its engine */
+extern LZ_HIDDEN void *lz_current_uc;
 LZ_HIDDEN struct lz_machine *lz_lookup(const void *pointer);
 
 static inline struct lz_machine *lz_of_env(const void *env)
