@@ -68,9 +68,7 @@ def test_a_guest_that_overwrites_itself_is_ended(tmp_path: Path, capfd: pytest.C
 
 
 @pytest.mark.parametrize("timeout", ["0.2", "host:0.5"])
-def test_a_guest_that_loops_for_ever_is_ended(
-    timeout: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_guest_that_loops_for_ever_is_ended(timeout: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     start = time.monotonic()
     assert main(words(tmp_path, "spin", "long64", f"--timeout={timeout}")) == 124
     assert time.monotonic() - start < 30

@@ -103,9 +103,7 @@ def test_options_may_follow_the_image_and_dashes_end_them(machine: Recorded, ima
     assert options.args == ("a", "--memory", "-x")
 
 
-def test_summary_and_table(
-    machine: Recorded, image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_summary_and_table(machine: Recorded, image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     summary = tmp_path / "summary.json"
     options_of(machine, image, "--json", summary)
     assert json.loads(summary.read_text()) == {
@@ -133,9 +131,7 @@ def test_quiet_prints_nothing(machine: Recorded, image: Path, capsys: pytest.Cap
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_bad_end_is_said_even_when_quiet(
-    machine: Recorded, image: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_bad_end_is_said_even_when_quiet(machine: Recorded, image: Path, capsys: pytest.CaptureFixture[str]) -> None:
     machine.result = RunResult(Ended.TRIPLE_FAULT, message="RIP 0x8 in long mode")
     options_of(machine, image, "--quiet")
     assert capsys.readouterr().err == "lzero: triple-fault: RIP 0x8 in long mode\n"

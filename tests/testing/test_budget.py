@@ -181,9 +181,7 @@ def record(recorder: Recorder, seq: int, parent: int, level: int, reason: int, h
 COMMAND_FILE = "L2.CPUID.vmreads = 10\nL2.CPUID.exits = 20\n"
 
 
-def test_command_ends_with_0_when_all_is_kept(
-    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_command_ends_with_0_when_all_is_kept(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file.write_text(COMMAND_FILE)
     trace = recorded(tmp_path / "now.parquet", 9)
     assert main(["budget", "check", trace, "--budgets", str(file), "--against", "/nowhere"]) == 0
@@ -202,9 +200,7 @@ def test_command_ends_with_86_and_says_why(file: Path, tmp_path: Path, capsys: p
     assert ElementTree.parse(xml).getroot().get("failures") == "2"
 
 
-def test_command_reads_another_tools_counts(
-    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_command_reads_another_tools_counts(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file.write_text("L1.CPUID.count = 5\n")
     counts = tmp_path / "bpftrace.txt"
     counts.write_text("@[10]: 7\n@[12]: 3\n")

@@ -582,7 +582,7 @@ class Processor(GuestView):
         return _ENTER
 
     def look_around(self) -> int:
-        """Some of the host's time has passed, at no particular point of the guest's: nothing of the guest may change."""
+        """Some of the host's time has passed, at no exact point of the guest's: nothing of the guest may change."""
         if self.watch is not None:
             self.watch()
         return _ENTER

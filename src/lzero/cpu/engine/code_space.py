@@ -1,8 +1,8 @@
 """Address space for the engine's translated code, near the library that it calls.
 
 The engine maps one gibibyte for translated code when a CPU is made. Code that lies more than 2 GiB from the native
-library reaches it by indirect calls, and a small loop takes up to twice as long (docs/performance.md). So a place for it
-is reserved when the library is loaded, given up for the moment in which the engine maps its buffer, and taken again when
+library reaches it by indirect calls, and a small loop takes up to twice as long (docs/performance.md). So a place is
+reserved when the library is loaded, given up for the moment in which the engine maps its buffer, and taken again when
 the engine is gone. A second machine at the same time gets whatever place the kernel finds.
 """
 
