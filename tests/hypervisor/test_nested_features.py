@@ -153,6 +153,13 @@ def test_26_5_1_without_a_tpr_shadow_cr8_is_the_task_priority_of_l1(l2: L2) -> N
     assert l2.lab.pc.lapic.cr8 == 5
 
 
+def test_11_8_6_reserved_bits_of_cr8_are_a_general_protection_fault(l2: L2) -> None:
+    l2[Field.EXCEPTION_BITMAP] = 1 << Vector.GP
+    assert l2.run("mov eax, 16; mov cr8, rax; hlt") == R.EXCEPTION_NMI
+    assert l2[Field.VM_EXIT_INTERRUPTION_INFORMATION] == VALID | 1 << 11 | 3 << 8 | Vector.GP
+    assert l2.lab.pc.lapic.cr8 == 0
+
+
 # --- 30.1 TPR shadow ---
 
 

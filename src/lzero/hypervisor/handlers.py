@@ -87,7 +87,10 @@ def handle_cr(vcpu: Vcpu) -> bool:
     register, access, general = qualification & 15, qualification >> 4 & 3, qualification >> 8 & 15
     if register == 8:
         if access == 0:
-            vcpu.pc.lapic.cr8 = cpu.gpr_value(general) & 15
+            priority = cpu.gpr_value(general)
+            if priority >> 4:  # bits 63:4 are reserved (SDM 3A 11.8.6)
+                return vcpu.inject_exception(Vector.GP, 0)
+            vcpu.pc.lapic.cr8 = priority
         else:
             cpu.set_gpr(general, vcpu.pc.lapic.cr8)
         return vcpu.skip_instruction()
