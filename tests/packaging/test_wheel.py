@@ -90,13 +90,19 @@ def test_installed_command_is_that_of_the_wheel(scripts: Path) -> None:
     assert where.startswith(str(scripts.parent))
 
 
-def test_installed_trace_library_is_that_of_the_wheel(scripts: Path) -> None:
+@pytest.mark.parametrize(
+    ("program", "place"),
+    [
+        ("from lzero.trace.readers.binary.native import library; print(library()._name)", "trace/readers"),
+        ("from lzero.cpu.engine.library import load; print(load().functions._name)", "cpu/engine"),
+    ],
+)
+def test_installed_library_is_that_of_the_wheel(scripts: Path, program: str, place: str) -> None:
     # Built for these sources, so it is not built again: here without a compiler, and with an empty cache.
-    program = "from lzero.trace.readers.binary.native import library; print(library()._name)"
     cache = f"import os; os.environ['XDG_CACHE_HOME'] = {str(scripts.parent / 'empty')!r}; "
     where = run(scripts / "python", "-c", cache + program, path=str(scripts)).stdout
     assert where.startswith(str(scripts.parent))
-    assert where.rstrip().endswith("lzero/trace/readers/_native.so")
+    assert where.rstrip().endswith(f"lzero/{place}/_native.so")
 
 
 def test_installed_command_runs_the_bundled_guest(scripts: Path) -> None:

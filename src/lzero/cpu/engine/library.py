@@ -51,14 +51,11 @@ def _names(library: C.CDLL, symbol: str) -> list[str]:
     return text[: text.index(b"\0\0")].decode("ascii").split("\0")
 
 
-def _build() -> Path:
+def _build(digest: str) -> Path:
     """Compile the native library into the user's cache: for checkouts and for wheels built without a compiler."""
     sources = sorted(_SOURCES.glob("*.c"))
-    digest = hashlib.sha256(b"".join(p.read_bytes() for p in sorted(_SOURCES.iterdir()) if p.is_file())).hexdigest()[
-        :16
-    ]
     cache_dir = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "lzero"
-    target = cache_dir / f"_native-{digest}.so"
+    target = cache_dir / f"_native-{digest[:16]}.so"
     if target.exists():
         return target
     compiler = shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc") or shutil.which("clang")
@@ -78,12 +75,21 @@ def _build() -> Path:
     return target
 
 
-def _prebuilt() -> Path | None:
+def _source_digest() -> str:
+    """What `setup.py` compiles into the library, of the sources that lie here now."""
+    sources = sorted(path for pattern in ("*.c", "*.h", "*.def") for path in _SOURCES.glob(pattern))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
+
+
+def _prebuilt(digest: str) -> Path | None:
+    """The library that the package was built with, if it was built from these sources."""
     candidate = Path(__file__).parent / "_native.so"
-    if not candidate.exists():
+    try:
+        # Not for all to see yet: one that does not fit must not take the engine's calls.
+        built_from = (C.c_char * len(digest)).in_dll(C.CDLL(str(candidate)), "lz_engine_digest").value
+    except (OSError, ValueError):
         return None
-    newest = max((p.stat().st_mtime for p in _SOURCES.iterdir()), default=0.0)
-    return candidate if candidate.stat().st_mtime >= newest else None
+    return candidate if built_from == digest.encode() else None
 
 
 def _declare(native: C.CDLL) -> None:
@@ -120,7 +126,8 @@ def load() -> NativeLibrary:
         raise EngineError(f"lzero's machine runs on Linux; this is {sys.platform}. Traces and dispatch work everywhere")
     if "unicorn.unicorn_py3.unicorn" in sys.modules and "lzero.cpu.engine.discovery" not in sys.modules:
         raise EngineError("unicorn was imported before lzero's machine; import lzero.Machine first in this process")
-    path = _prebuilt() or _build()
+    digest = _source_digest()
+    path = _prebuilt(digest) or _build(digest)
     native = C.CDLL(str(path), mode=os.RTLD_NOW | os.RTLD_GLOBAL)
     _declare(native)
     try:
