@@ -146,7 +146,7 @@ def test_report_of_a_broken_budget_shows_table_causes_and_change(file: Path) -> 
     text = report(exits, check(exits, load_budgets(file)), change="VMREAD: 9 to 33")
     assert "OVER L2.CPUID.vmreads: 33 (at most 10)" in text
     assert "VM-EXIT" in text
-    assert "one L2 CPUID reflected to L1 (100 times) costs: 33.00 VMREADs" in text
+    assert re.search(r"^ +CPUID +100 +33\.00 ", text, re.MULTILINE)
     assert text.endswith("Against the trace recorded before:\n\nVMREAD: 9 to 33\n")
 
 
@@ -195,7 +195,7 @@ def test_command_ends_with_86_and_says_why(file: Path, tmp_path: Path, capsys: p
     assert main(["budget", "check", now, "--budgets", str(file), "--against", before, "--junit", str(xml)]) == 86
     out = capsys.readouterr().out
     assert "OVER L2.CPUID.vmreads: 33 (at most 10)" in out
-    assert "one L2 CPUID reflected to L1 (10 times) costs: 33.00 VMREADs" in out
+    assert re.search(r"^ +CPUID +10 +33\.00 ", out, re.MULTILINE)
     assert re.search(r"L2 CPUID → L1 VMREAD +9\.00 +33\.00", out)
     assert ElementTree.parse(xml).getroot().get("failures") == "2"
 

@@ -30,7 +30,12 @@ def test_example_fails_with_causes_and_differences(copied: pytest.Pytester) -> N
     result = copied.runpytest_subprocess("--lzero", "-k", "cpuid")
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(
-        ["*lzero exits*", "*one L2 CPUID reflected to L1*", "*against those of the last passing run*", "*L2 CPUID*"]
+        [
+            "*lzero exits*",
+            "What one exit of L2 that is reflected to L1 costs*",
+            "*against those of the last passing run*",
+            "*L2 CPUID*",
+        ]
     )
 
 

@@ -76,9 +76,7 @@ def test_a_failure_shows_table_and_causes(session: pytest.Pytester, monkeypatch:
     monkeypatch.setattr(KnownMachine, "vmreads", 33)
     result = session.runpytest_inprocess("--lzero")
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(
-        ["*33.0 <= 10*", "*lzero exits*", "*one L2 CPUID reflected to L1 (100 times) costs: 33.00 VMREADs*", "hello *"]
-    )
+    result.stdout.fnmatch_lines(["*33.0 <= 10*", "*lzero exits*", "* CPUID * 100 * 33.00 *", "hello *"])
 
 
 def test_a_failure_compares_with_the_last_passing_run(

@@ -44,9 +44,7 @@ def test_nested_levels_parents_and_durations(batch: int) -> None:
     assert not diagnosis.problems
     aggregates = Aggregates()
     add_rows(aggregates, rows)
-    assert causes_lines(aggregates)[0].startswith(
-        "one L2 CPUID reflected to L1 (20 times) costs: 2.00 VMREADs, 1.00 VMWRITEs"
-    )
+    assert causes_lines(aggregates)[-1].split()[:4] == ["CPUID", "20", "2.00", "1.00"]
 
 
 @pytest.mark.parametrize("batch", [1, 4, 9, 1000])

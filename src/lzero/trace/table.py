@@ -1,4 +1,4 @@
-"""The exit table, in the columns of ``perf kvm stat report``, and the causes lines."""
+"""The exit table, in the columns of ``perf kvm stat report``, and the table of causes."""
 
 from __future__ import annotations
 
@@ -83,17 +83,23 @@ def _line(name: str, totals: Totals, whole: Totals, width: int) -> str:
 
 
 def causes_lines(aggregates: Aggregates) -> list[str]:
-    """One line per reason of a reflected L2 exit: the mean number of L1's exits before L2 runs again; none when
-    nothing was nested.
+    """A table with one line per reason of a reflected L2 exit: the mean number of L1's exits before L2 runs again, and
+    of its VMREADs and VMWRITEs that the processor served without an exit; no line when nothing was nested.
     """
-    lines = []
+    if not aggregates.reflected:
+        return []
+    rows = []
     for reason, reflected in sorted(aggregates.reflected.items(), key=lambda item: (-item[1], item[0])):
         exits = {reason_name(child): count for (parent, child), count in aggregates.caused.items() if parent == reason}
         served = sum(count for (parent, _), count in aggregates.caused_by_processor.items() if parent == reason)
-        means = [f"{exits.pop(name, 0) / reflected:.2f} {name}s" for name in _SINGLE_COLUMNS]
-        means.append(f"{sum(exits.values()) / reflected:.2f} other exits")
-        line = f"one L2 {reason_name(reason)} reflected to L1 ({reflected} times) costs: {', '.join(means)} of L1"
-        if served:
-            line += f"; {served / reflected:.2f} VMREADs and VMWRITEs without an exit"
-        lines.append(line)
-    return lines
+        counts = [*(exits.pop(name, 0) for name in _SINGLE_COLUMNS), sum(exits.values()), served]
+        means = " ".join(f"{count / reflected:>9.2f}" for count in counts)
+        rows.append(f"{reason_name(reason):>20} {reflected:>9} {means}")
+    heads = (*(f"{name}s" for name in _SINGLE_COLUMNS), "others", "shadowed")
+    return [
+        "What one exit of L2 that is reflected to L1 costs, in exits of L1 (means):",
+        "",
+        f"{'VM-EXIT':>20} {'Reflected':>9} {' '.join(f'{head:>9}' for head in heads)}",
+        "",
+        *rows,
+    ]
