@@ -102,6 +102,16 @@ def test_unknown_strategy_suggests(capsys: pytest.CaptureFixture[str]) -> None:
     assert "unknown dispatch strategy 'chian': did you mean 'chain'?" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("label", "name"), [("S1", "table"), ("s2", "chain"), ("S7", "range")])
+def test_a_label_of_the_debate_is_its_first_strategy(label: str, name: str) -> None:
+    assert load_strategy(label).name == name
+
+
+def test_an_empty_name_is_no_strategy() -> None:
+    with pytest.raises(UsageError):
+        load_strategy("")
+
+
 def test_absent_plan() -> None:
     with pytest.raises(UsageError, match=r"PLAN.json: no such plan file"):
         load_strategy("PLAN.json")

@@ -293,7 +293,7 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def load_strategy(name_or_path: str | Path) -> Strategy:
-    """A strategy by name, or the plan in a ``.json`` file.
+    """A strategy by name, the first one of a label (``S1``..``S7``), or the plan in a ``.json`` file.
 
     Raises
     ------
@@ -305,6 +305,9 @@ def load_strategy(name_or_path: str | Path) -> Strategy:
     name = str(name_or_path)
     if name in STRATEGIES:
         return STRATEGIES[name]
+    labelled = next((strategy for strategy in STRATEGIES.values() if strategy.label == name.upper()), None)
+    if labelled is not None and name:
+        return labelled
     path = Path(name_or_path)
     if path.is_file():
         return read_plan(path)
@@ -312,4 +315,5 @@ def load_strategy(name_or_path: str | Path) -> Strategy:
         raise UsageError(f"{name}: no such plan file")
     close = difflib.get_close_matches(name, STRATEGIES, 1)
     hint = f"did you mean {close[0]!r}? " if close else ""
-    raise UsageError(f"unknown dispatch strategy {name!r}: {hint}known are {', '.join(STRATEGIES)}, or a PLAN.json")
+    known = ", ".join(STRATEGIES)
+    raise UsageError(f"unknown dispatch strategy {name!r}: {hint}known are {known}, S1 to S7, or a PLAN.json")
