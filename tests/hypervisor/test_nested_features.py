@@ -14,6 +14,7 @@ from nestedlab import L2_CODE, REVISION
 
 from guestasm import assemble
 from lzero.cpu.memory import HOST_BASE
+from lzero.hypervisor.features import NESTED
 from lzero.sdm.controls import PinBased, ProcBased, ProcBased2, VmEntry, VmExit
 from lzero.sdm.exceptions import Vector
 from lzero.sdm.exit_reasons import ExitReason as R
@@ -348,6 +349,13 @@ def test_31_3_vmread_and_vmwrite_of_the_shadow_vmcs(l2: L2) -> None:
     assert not l2[Field.GUEST_RFLAGS] & 0x8D5
     l2.lab.pointer("vmptrld", address)
     assert l2.lab.read(Field.GUEST_CR3) == 0x1234
+
+
+@pytest.mark.parametrize("field", sorted(NESTED.existing_fields), ids=lambda encoding: Field(encoding).name)
+def test_31_3_every_field_that_l1_is_offered_exists_in_a_shadow_vmcs(l2: L2, field: int) -> None:
+    shadow(l2)
+    assert l2.run(f"{VMREAD}; hlt", rdx=field) == R.HLT
+    assert not l2[Field.GUEST_RFLAGS] & 0x8D5
 
 
 @pytest.mark.parametrize(

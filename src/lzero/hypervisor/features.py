@@ -19,7 +19,7 @@ CR4_SUPPORTED = (
 )  # fmt: skip
 """The CR4 bits whose feature CPUID reports; any other is reserved."""
 
-PROCESSOR = VmxCapabilities.offering(
+_OFFERED = VmxCapabilities.offering(
     pin=PinBased.EXTERNAL_INTERRUPT_EXITING
     | PinBased.NMI_EXITING
     | PinBased.VIRTUAL_NMIS
@@ -95,13 +95,16 @@ PROCESSOR = VmxCapabilities.offering(
     cr4_fixed1=int(CR4_SUPPORTED),
     physical_address_width=PHYSICAL_ADDRESS_BITS,
 )
-"""The processor's VMX, as L0 finds it."""
 
 _BY_L0 = ProcBased2.EPT_VIOLATION_VE
 """What L0 emulates for L1 without help of the processor."""
 
 NESTED = replace(
-    PROCESSOR,
-    proc2=ControlRange(PROCESSOR.proc2.allowed0, PROCESSOR.proc2.allowed1 | int(_BY_L0)),
+    _OFFERED,
+    proc2=ControlRange(_OFFERED.proc2.allowed0, _OFFERED.proc2.allowed1 | int(_BY_L0)),
 )
 """The VMX that L0 offers to L1: drives the capability MSRs and the checks of L1's VMCS."""
+
+# The VMREADs and VMWRITEs that the processor serves on a shadow VMCS must know every field that L1 is offered.
+PROCESSOR = replace(_OFFERED, further_fields=NESTED.existing_fields - _OFFERED.existing_fields)
+"""The processor's VMX, as L0 finds it."""

@@ -159,7 +159,8 @@ class VmxCapabilities:
     ``physical_address_width`` is MAXPHYADDR and ``linear_address_width`` 48 or 57 (CPUID.80000008H).
     ``*_valid`` are masks of the bits that WRMSR accepts in that MSR. ``timer_rate`` X: the VMX-preemption timer counts
     down once in 2**X TSC ticks. ``misc`` and ``ept_vpid`` hold the single bits (:class:`VmxMisc`, :class:`EptVpidCap`)
-    without the number fields. Instances are hashable, so plans and caches can be keyed by them.
+    without the number fields. ``further_fields`` are encodings of VMCS fields that exist though no control that uses
+    them is offered. Instances are hashable, so plans and caches can be keyed by them.
     """
 
     pin: ControlRange = ControlRange(DEFAULT1_PIN, DEFAULT1_PIN)
@@ -201,6 +202,7 @@ class VmxCapabilities:
     smm_supported: bool = False
     sgx_supported: bool = False
     rtm_supported: bool = False
+    further_fields: frozenset[int] = frozenset()
 
     @classmethod
     def offering(
@@ -251,7 +253,9 @@ class VmxCapabilities:
         return frozenset(
             encoding
             for encoding, row in VMCS_FIELDS.items()
-            if not row.exists_with or any(self.allows(flag) for flag in row.exists_with)
+            if not row.exists_with
+            or encoding in self.further_fields
+            or any(self.allows(flag) for flag in row.exists_with)
         )
 
     @cached_property
