@@ -6,11 +6,12 @@ What builds on EPT is in ``test_nested_ept.py``, events and timers in
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 
 import pytest
 from l2lab import DATA, L2, OUTSIDE, VALID
-from nestedlab import L2_CODE, REVISION
+from nestedlab import L2_CODE, REVISION, Lab
 
 from guestasm import assemble
 from lzero.cpu.memory import HOST_BASE
@@ -321,6 +322,34 @@ def test_26_2_an_exception_that_l0_raises_is_l1s_too(l2: L2) -> None:
 def test_26_2_triple_fault(l2: L2) -> None:
     l2[Field.GUEST_IDTR_LIMIT] = 0
     assert l2.run("ud2") == R.TRIPLE_FAULT
+
+
+def test_code_that_a_device_overwrites_is_executed_anew(l2: L2) -> None:
+    """Overwritten by fw_cfg's DMA, which the processor does not see."""
+    descriptor, code = l2.page(), assemble("mov eax, 2; hlt", 64)
+    l2.lab.pc.fw_cfg.add_file("opt/code", code)
+    key = next(key for key in range(0x20, 0x100) if read_item(l2, key, len(code)) == code)
+    assert l2.run("mov eax, 1; hlt") == R.HLT
+    assert l2.rax == 1
+    l2.memory.write(descriptor, struct.pack(">IIQ", key << 16 | 8 | 2, len(code), L2_CODE))
+    for port, half in ((0x514, descriptor >> 32), (0x518, descriptor & 0xFFFF_FFFF)):
+        l2.lab.pc.bus.port_write(port, 4, int.from_bytes(half.to_bytes(4, "big"), "little"))
+    l2[Field.GUEST_RIP] = L2_CODE
+    assert l2.enter() == R.HLT
+    assert l2.rax == 2
+
+
+def test_memory_can_be_written_when_the_processor_is_gone() -> None:
+    lab = Lab()
+    lab.close()
+    lab.memory.write(0x1000, b"x")
+    assert lab.memory.read(0x1000, 1) == b"x"
+
+
+def read_item(l2: L2, key: int, size: int) -> bytes:
+    bus = l2.lab.pc.bus
+    bus.port_write(0x510, 2, key)
+    return bytes(bus.port_read(0x511, 1) for _ in range(size))
 
 
 # --- 25.10, 31.3 VMCS shadowing for L1 ---

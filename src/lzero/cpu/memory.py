@@ -82,7 +82,11 @@ class PhysicalMemory:
         if found is not None:
             view, at = found
             view[at : at + len(data)] = data
-            self._engine.code_changed(address, len(data))
+            self.changed(address, len(data))
+
+    def changed(self, address: int, size: int) -> None:
+        """Somebody else wrote `size` bytes of one region: code translated from there is forgotten."""
+        self._engine.code_changed(address, size)
 
     def read_u64(self, address: int) -> int:
         """A little-endian 64-bit word."""

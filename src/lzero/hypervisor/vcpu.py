@@ -87,6 +87,7 @@ class Vcpu:
     ) -> None:
         self.cpu = cpu
         self.pc = pc
+        pc.memory.on_write = cpu.memory.changed
         self.ept = ept
         self.recorder = recorder
         self.msrs = MsrPolicy(self, ignore_unknown=ignore_msrs, warn=warn)

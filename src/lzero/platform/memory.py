@@ -8,7 +8,7 @@ the guest.
 from __future__ import annotations
 
 import mmap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -91,6 +91,12 @@ class GuestMemory:
     size:
         Bytes of RAM; a multiple of the page size, at least 1 MiB.
 
+    Attributes
+    ----------
+    on_write:
+        Called with the guest-physical address and the size in bytes of each write, after it: whoever executes code
+        from this memory hears here of what devices put there.
+
     Raises
     ------
     UsageError
@@ -111,6 +117,7 @@ class GuestMemory:
         self.size = size
         self.view = memoryview(self.mapping)
         self.regions: Sequence[RamRegion] = _regions(size)
+        self.on_write: Callable[[int, int], None] | None = None
         self._low_size = self.regions[0].size
 
     def host_offset(self, gpa: int, size: int) -> int:
@@ -145,6 +152,8 @@ class GuestMemory:
         size = len(data)
         offset = self.host_offset(gpa, size)
         self.view[offset : offset + size] = data
+        if self.on_write is not None:
+            self.on_write(gpa, size)
 
     def fill(self, gpa: int, size: int, value: int = 0) -> None:
         """Set ``size`` bytes to one value."""

@@ -195,7 +195,8 @@ class Engine:
 
     def code_changed(self, base: int, size: int) -> None:
         """Forget what was translated from physical memory (of one region) that was written from outside the guest."""
-        self._native.functions.lz_code_changed(self._machine, base, size)
+        if self._machine:  # guest memory outlives the engine
+            self._native.functions.lz_code_changed(self._machine, base, size)
 
     def flush_tlb(self) -> None:
         """Drop all cached translations of addresses."""
