@@ -64,9 +64,9 @@ def claims(
     from lzero.dispatch.claims.answers import across_compilers, answer_claims
     from lzero.dispatch.measure.host import describe_host
     from lzero.dispatch.measure.mitigations import mitigation_named
-    from lzero.dispatch.plan_file import write_whole
     from lzero.dispatch.profiles import load_profile
     from lzero.dispatch.toolchain import find_compiler, installed_compilers
+    from lzero.output import write_atomically
 
     wanted = [name.upper() for name in names or KNOWN]
     chosen = [find_compiler(name) for name in compilers] if compilers else list(installed_compilers())
@@ -81,7 +81,7 @@ def claims(
             answers += answer_claims(wanted, compiler, kind, replayed, effort, progress)
     host = describe_host()
     if output is not None:
-        write_whole(output, json.dumps({"host": host.as_dict(), "answers": _to_json(answers)}, indent=1) + "\n")
+        write_atomically(output, json.dumps({"host": host.as_dict(), "answers": _to_json(answers)}, indent=1) + "\n")
     for line in host.lines():
         typer.echo(line)
     for profile in replayed:

@@ -208,8 +208,9 @@ def emit(
 ) -> None:
     """Write a dispatcher as C, once the compiled code is checked."""
     from lzero.dispatch.emit_c import checkable, emit_c
-    from lzero.dispatch.plan_file import load_strategy, write_whole
+    from lzero.dispatch.plan_file import load_strategy
     from lzero.dispatch.verify_c import require_kept, verify_c
+    from lzero.output import write_atomically
 
     chosen = load_strategy(strategy)
     kind: Style = "standalone" if style is StyleName.STANDALONE else "kernel"
@@ -224,4 +225,4 @@ def emit(
     if output is None:
         typer.echo(text, nl=False)
     else:
-        write_whole(output, text)
+        write_atomically(output, text)

@@ -22,8 +22,9 @@ BENCH = typer.Option(None, "--bench", help="JSON of `lzero dispatch bench --json
 def report(traces: list[str] = TRACES, output: Path = OUTPUT, bench: Path | None = BENCH) -> None:
     """Write a self-contained HTML page: totals, exits over time, causes, VMCS fields, comparison, dispatch bench."""
     from lzero.cli.trace import profile_of
+    from lzero.output import write_atomically
     from lzero.report.data import collect
-    from lzero.report.page import build_page, write_page
+    from lzero.report.page import build_page
     from lzero.trace.diff import compare
 
     if len(traces) > 2:
@@ -34,7 +35,7 @@ def report(traces: list[str] = TRACES, output: Path = OUTPUT, bench: Path | None
     data = [collect(name) for name in traces]
     other = data[1] if len(data) == 2 else None
     comparison = compare(*(profile_of(name, []) for name in traces)) if other else None
-    write_page(build_page(data[0], other, comparison, measured), output)
+    write_atomically(output, build_page(data[0], other, comparison, measured))
     for part in data:
         for line in part.problems:
             sys.stderr.write(line + "\n")

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
-
-from lzero.errors import UsageError
 
 if TYPE_CHECKING:
     from lzero.trace.readers.events import Diagnosis
@@ -45,6 +42,7 @@ APPEND = typer.Option("", "--append", help="Kernel command line.")
 @app.command()
 def plan(trace: str = TRACE, costs: Path | None = COSTS, emit: Emit = EMIT, output: Path | None = OUTPUT) -> None:
     """Choose which VMCS fields L1 should VMREAD and VMWRITE without an exit, and predict the exits removed."""
+    from lzero.output import write_atomically
     from lzero.trace.shadow import Costs, kernel_list, plan_shadow, plan_table, plan_toml
     from lzero.trace.totals import totals_of
 
@@ -56,12 +54,7 @@ def plan(trace: str = TRACE, costs: Path | None = COSTS, emit: Emit = EMIT, outp
     if output is None:
         typer.echo(text, nl=False)
     else:
-        temporary = output.with_name(output.name + ".tmp")
-        try:
-            temporary.write_text(text, "utf-8")
-            os.replace(temporary, output)
-        except OSError as error:
-            raise UsageError(f"cannot write {output}: {error.strerror}") from error
+        write_atomically(output, text)
     for diagnosis in diagnoses:
         for line in diagnosis.summary():
             sys.stderr.write(line + "\n")

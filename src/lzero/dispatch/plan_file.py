@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import os
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -32,6 +30,7 @@ from lzero.dispatch.tree import (
     Unexpected,
 )
 from lzero.errors import PlanError, UsageError
+from lzero.output import write_atomically
 
 __all__ = [
     "FORMAT",
@@ -41,7 +40,6 @@ __all__ = [
     "strategy_from_json",
     "strategy_to_json",
     "write_plan",
-    "write_whole",
 ]
 
 FORMAT = "lzero-dispatch-plan"
@@ -271,25 +269,7 @@ def read_plan(path: Path) -> Strategy:
 
 def write_plan(path: Path, strategy: Strategy) -> None:
     """Write a plan file, whole or not at all."""
-    write_whole(path, json.dumps(strategy_to_json(strategy), indent=1) + "\n")
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write ``text`` so that ``path`` never holds half of it; :class:`UsageError` if it cannot be written."""
-    temporary: str | None = None
-    try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-        # mkstemp makes the file private; what the user asked for has the mode any new file gets.
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-        raise UsageError(f"{path}: cannot be written: {error.strerror}") from error
+    write_atomically(path, json.dumps(strategy_to_json(strategy), indent=1) + "\n")
 
 
 def load_strategy(name_or_path: str | Path) -> Strategy:

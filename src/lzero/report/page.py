@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from html import escape
 from importlib import resources
-from pathlib import Path
 from typing import Any, Final
 
-from lzero.errors import UsageError
 from lzero.report.data import TraceData
 from lzero.report.figures import bench_figure, causes_figure, diff_figure, fields_figure, time_figure, totals_figure
 from lzero.report.tables import breakdown_html, causes_html, diff_html
 from lzero.trace.diff import Diff
 
-__all__ = ["build_page", "write_page"]
+__all__ = ["build_page"]
 
 _STYLE: Final = """
 :root { color-scheme: light dark; --line: #8884; --text: #223; --back: #fff; --head: #f3f4f8; }
@@ -114,19 +111,3 @@ document.body.dataset.drawn = Object.keys(figures).length;
 
 def _plotly() -> str:
     return resources.files("plotly").joinpath("package_data", "plotly.min.js").read_text("utf-8")
-
-
-def write_page(page: str, target: Path) -> None:
-    """Put the page in place by one rename.
-
-    Raises
-    ------
-    UsageError
-        The file cannot be written.
-    """
-    temporary = target.with_name(target.name + ".tmp")
-    try:
-        temporary.write_text(page, "utf-8")
-        os.replace(temporary, target)
-    except OSError as error:
-        raise UsageError(f"cannot write {target}: {error.strerror}") from error

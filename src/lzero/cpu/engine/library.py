@@ -7,12 +7,8 @@ library that was loaded before it for all to see (``RTLD_GLOBAL``). See ``native
 from __future__ import annotations
 
 import ctypes as C
-import hashlib
 import os
-import shutil
-import subprocess
 import sys
-import tempfile
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from lzero.cpu.engine.code_space import CodeSpace
 from lzero.errors import EngineError
+from lzero.native_build import NativeBuildError, build_library, source_digest
 
 if TYPE_CHECKING:
     from lzero.cpu.engine.discovery import Layout
@@ -30,7 +27,7 @@ SUPPORTED_UNICORN = "2.1.4"
 TRAP_CALLBACK = C.CFUNCTYPE(C.c_uint32, C.c_uint32)
 
 _SOURCES = Path(__file__).parent / "native"
-_FLAGS = ["-O2", "-std=gnu11", "-fno-strict-aliasing", "-foptimize-sibling-calls", "-fPIC", "-shared", "-pthread"]
+_FLAGS = ("-fno-strict-aliasing", "-foptimize-sibling-calls", "-pthread", "-ldl")
 
 
 @dataclass(frozen=True)
@@ -52,33 +49,14 @@ def _names(library: C.CDLL, symbol: str) -> list[str]:
 
 
 def _build(digest: str) -> Path:
-    """Compile the native library into the user's cache: for checkouts and for wheels built without a compiler."""
-    sources = sorted(_SOURCES.glob("*.c"))
-    cache_dir = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "lzero"
-    target = cache_dir / f"_native-{digest[:16]}.so"
-    if target.exists():
-        return target
-    compiler = shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc") or shutil.which("clang")
-    if compiler is None:
+    """The library out of the user's cache: for checkouts, and for wheels built without a compiler."""
+    try:
+        return build_library("_native", sorted(_SOURCES.glob("*.c")), digest, _FLAGS)
+    except NativeBuildError as error:
         raise EngineError(
-            "lzero's native library is not built and no C compiler was found; install gcc (Debian: "
-            "apt-get install gcc) and run again, or install a wheel of lzero that was built with one"
-        )
-    cache_dir.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache_dir) as scratch:
-        output = Path(scratch) / target.name
-        command = [compiler, *_FLAGS, "-o", str(output), *map(str, sources), "-ldl"]
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
-        if result.returncode:
-            raise EngineError(f"{compiler} failed to build lzero's native library:\n{result.stderr.strip()}")
-        output.replace(target)
-    return target
-
-
-def _source_digest() -> str:
-    """What `setup.py` compiles into the library, of the sources that lie here now."""
-    sources = sorted(path for pattern in ("*.c", "*.h", "*.def") for path in _SOURCES.glob(pattern))
-    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
+            "lzero's native library is not built; install gcc (Debian: apt-get install gcc) and run again, or install a "
+            f"wheel of lzero that was built with one. It could not be built now: {error}"
+        ) from error
 
 
 def _prebuilt(digest: str) -> Path | None:
@@ -126,7 +104,7 @@ def load() -> NativeLibrary:
         raise EngineError(f"lzero's machine runs on Linux; this is {sys.platform}. Traces and dispatch work everywhere")
     if "unicorn.unicorn_py3.unicorn" in sys.modules and "lzero.cpu.engine.discovery" not in sys.modules:
         raise EngineError("unicorn was imported before lzero's machine; import lzero.Machine first in this process")
-    digest = _source_digest()
+    digest = source_digest(_SOURCES)
     path = _prebuilt(digest) or _build(digest)
     native = C.CDLL(str(path), mode=os.RTLD_NOW | os.RTLD_GLOBAL)
     _declare(native)

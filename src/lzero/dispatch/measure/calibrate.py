@@ -26,6 +26,7 @@ from lzero.dispatch.profiles.profile import ReasonArray
 from lzero.dispatch.strategies import STRATEGIES, Strategy
 from lzero.dispatch.toolchain import Compiler
 from lzero.dispatch.tree import Eq, Leaf, Less, Node, Range
+from lzero.native_build import cache_directory
 
 __all__ = ["calibrate", "load_calibration"]
 
@@ -133,8 +134,7 @@ def _counter_share(ticks: dict[tuple[str, str], float], misprediction: float) ->
 def _cache_path(compiler: Compiler, mitigation: Mitigation) -> Path:
     host = describe_host()
     key = f"{FORMAT_VERSION} {host.short()} {compiler.version} {mitigation.name}"
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "lzero" / f"prices-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+    return cache_directory() / f"prices-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
 
 
 def load_calibration(

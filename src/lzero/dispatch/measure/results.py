@@ -11,8 +11,8 @@ from lzero.dispatch.measure.bench import REFERENCE, BenchResult, Cell, Row
 from lzero.dispatch.measure.build import DIRECT, PGO_SWITCH
 from lzero.dispatch.measure.run import MINIMUM_LENGTH, MODES, WARM_UP, chosen_cpu
 from lzero.dispatch.measure.stats import Interval
-from lzero.dispatch.plan_file import write_whole
 from lzero.errors import ToolError, UsageError
+from lzero.output import write_atomically
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -186,7 +186,7 @@ def to_json(result: BenchResult) -> dict[str, object]:
 
 def write_json(result: BenchResult, path: Path) -> None:
     """Write `to_json`, whole or not at all."""
-    write_whole(path, json.dumps(to_json(result), indent=1) + "\n")
+    write_atomically(path, json.dumps(to_json(result), indent=1) + "\n")
 
 
 def write_parquet(result: BenchResult, path: Path) -> None:
@@ -254,4 +254,4 @@ def write_plot(result: BenchResult, path: Path) -> None:
         f"Time per exit as a multiple of S2 · {result.profile.name} · {result.host.short()}<br><sub>{EXIT_SCALE}</sub>"
     )
     figure.update_layout(title=title, height=120 + 330 * max(len(panels), 1), template="plotly_white")
-    write_whole(path, figure.to_html(include_plotlyjs=True, full_html=True))
+    write_atomically(path, figure.to_html(include_plotlyjs=True, full_html=True))

@@ -14,10 +14,6 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-import os
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -27,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lzero.errors import UsageError
+from lzero.native_build import NativeBuildError, build_library
 
 __all__ = [
     "PREDICTORS",
@@ -65,33 +62,14 @@ class ReplayRates:
     predictor: str
 
 
-def _cache_directory() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "lzero"
-
-
 @cache
 def _library() -> ctypes.CDLL | None:
     """The compiled replay, or None where no compiler is to be had."""
     source = Path(__file__).with_name("predictor.c")
-    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    if compiler is None:
-        return None
-    digest = hashlib.sha256(source.read_bytes()).hexdigest()[:16]
-    target = _cache_directory() / f"predictor-{digest}.so"
-    if not target.exists():
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-                built = Path(scratch) / "predictor.so"
-                command = [compiler, "-O2", "-shared", "-fPIC", "-o", str(built), str(source)]
-                subprocess.run(command, check=True, capture_output=True, timeout=60)
-                built.replace(target)
-        except (OSError, subprocess.SubprocessError):
-            return None
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()
     try:
-        library = ctypes.CDLL(str(target))
-    except OSError:
+        library = ctypes.CDLL(str(build_library("predictor", [source], digest)))
+    except (NativeBuildError, OSError):
         return None
     library.lzero_replay.restype = ctypes.c_int64
     library.lzero_replay.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64,

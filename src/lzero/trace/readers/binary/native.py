@@ -7,11 +7,7 @@ environment turns it off, which the tests use to hold both forms equal.
 from __future__ import annotations
 
 import ctypes as C
-import hashlib
 import os
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -21,6 +17,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from lzero.native_build import NativeBuildError, build_library, source_digest
 from lzero.trace.aggregates import Aggregates, Totals
 from lzero.trace.readers.binary.fields import EventPlan, Rows
 from lzero.trace.readers.binary.perf_header import SAMPLE_CALLCHAIN, SAMPLE_READ, SampleLayout
@@ -39,7 +36,6 @@ __all__ = [
 
 _SOURCES: Final = Path(__file__).parent.parent / "native"
 _PREBUILT: Final = Path(__file__).parent.parent / "_native.so"
-_FLAGS: Final = ("-O2", "-std=gnu11", "-fPIC", "-shared")
 _COLUMNS: Final = ("vcpu", "reason", "isa", "rip", "info1", "info2", "intr_info", "error_code")
 _NOTES: Final = 4096
 
@@ -94,7 +90,7 @@ def library() -> C.CDLL | None:
 
 @cache
 def _load() -> C.CDLL | None:
-    digest = hashlib.sha256(b"".join(source.read_bytes() for source in sorted(_SOURCES.glob("*.[ch]")))).hexdigest()
+    digest = source_digest(_SOURCES)
     native = _open(_PREBUILT)
     if native is None or C.cast(native.lz_digest(), C.c_char_p).value != digest.encode():
         native = _open(_build(digest))
@@ -143,24 +139,11 @@ def _open(path: Path | None) -> C.CDLL | None:
 
 
 def _build(digest: str) -> Path | None:
-    """Compile into the user's cache; None without a compiler."""
-    compiler = shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc") or shutil.which("clang")
-    sources = sorted(_SOURCES.glob("*.c"))
-    if compiler is None or not sources:
-        return None
-    folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "lzero"
-    target = folder / f"_events-{digest[:16]}.so"
-    if target.exists():
-        return target
+    """Out of the user's cache; None without a compiler."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            output = Path(scratch) / target.name
-            subprocess.run([compiler, *_FLAGS, "-o", str(output), *map(str, sources)], check=True, capture_output=True)
-            output.replace(target)
-    except (OSError, subprocess.CalledProcessError):
+        return build_library("_events", sorted(_SOURCES.glob("*.c")), digest)
+    except NativeBuildError:
         return None
-    return target
 
 
 def _address(array: NDArray[Any]) -> int:
