@@ -54,8 +54,8 @@ def _build(digest: str) -> Path:
         return build_library("_native", sorted(_SOURCES.glob("*.c")), digest, _FLAGS)
     except NativeBuildError as error:
         raise EngineError(
-            "lzero's native library is not built; install gcc (Debian: apt-get install gcc) and run again, or install a "
-            f"wheel of lzero that was built with one. It could not be built now: {error}"
+            "lzero's native library is not built; install gcc (Debian: apt-get install gcc) and run again, or install "
+            f"a wheel of lzero that was built with one. It could not be built now: {error}"
         ) from error
 
 
