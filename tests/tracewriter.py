@@ -6,6 +6,7 @@ read what is written here, which ``tests/trace_binary`` checks where the tools a
 
 from __future__ import annotations
 
+import io
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -385,3 +386,13 @@ class TraceDat:
             out += struct.pack("<QQ", place + len(body), len(pages))
             body += pages
         return out.ljust(place, b"\0") + body
+
+
+class OneWay(io.BytesIO):
+    """A stream that cannot seek, as a pipe."""
+
+    def seekable(self) -> bool:
+        return False
+
+    def seek(self, *_: object) -> int:
+        raise io.UnsupportedOperation("seek")

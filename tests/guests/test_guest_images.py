@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from benchruns import BENCH_RUNS
 
 from lzero import guests
 from lzero.errors import ImageError
@@ -70,16 +71,7 @@ def test_hello_runs_on_another_machine(name: str) -> None:
 
 
 @needs_qemu
-@pytest.mark.parametrize(
-    ("name", "options", "iterations"),
-    [
-        ("bench_cpuid", ("count=1000",), 1000),
-        ("bench_integer", ("count=1000",), 1000),
-        ("bench_memory", ("count=3", "kib=64"), 3 * 64 * 128),
-        ("bench_stores", ("count=1000",), 1000),
-        ("bench_syscall", ("count=1000",), 1000),
-    ],
-)
+@pytest.mark.parametrize(("name", "options", "iterations"), BENCH_RUNS)
 def test_benchmarks_report_their_iterations(name: str, options: tuple[str, ...], iterations: int) -> None:
     value, console = run_under_qemu(name, *options)
     assert value == 0

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from benchruns import BENCH_RUNS
 
 from lzero import Machine
 from lzero.result import Ended, RunResult
@@ -36,16 +37,7 @@ def test_hello_runs_as_on_another_machine(name: str) -> None:
     assert console.endswith("hello: done\n")
 
 
-@pytest.mark.parametrize(
-    ("name", "options", "iterations"),
-    [
-        ("bench_cpuid", ("count=1000",), 1000),
-        ("bench_integer", ("count=1000",), 1000),
-        ("bench_memory", ("count=3", "kib=64"), 3 * 64 * 128),
-        ("bench_stores", ("count=1000",), 1000),
-        ("bench_syscall", ("count=1000",), 1000),
-    ],
-)
+@pytest.mark.parametrize(("name", "options", "iterations"), BENCH_RUNS)
 def test_benchmark_guests_reach_their_end(name: str, options: tuple[str, ...], iterations: int) -> None:
     value, console = run(name, *options)
     assert value == 0
@@ -72,30 +64,10 @@ def test_round_trip_needs_two_reads_one_write_one_resume(shadow_vmcs: str) -> No
         assert result.exits_by_reason[1].get("VMREAD", 0) < 100
 
 
-KNOWN_GAPS: dict[str, str] = {}
-"""Rules of vmx_rules that lzero does not keep yet."""
-
-
 def test_rules_of_the_manual() -> None:
-    value, console = run("vmx_rules", f"skip={','.join(KNOWN_GAPS)}")
+    value, console = run("vmx_rules")
     assert re.findall(r"^rule (\S+) WRONG.*", console, re.MULTILINE) == []
     assert value == 0
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.xfail(reason=reason)) for name, reason in KNOWN_GAPS.items()]
-)
-def test_rules_not_kept_yet(name: str) -> None:
-    value, console = run("vmx_rules", f"only={name}")
-    assert value == 0, console
-
-
-@pytest.fixture(scope="module")
-def files() -> debian.DebianFiles:
-    try:
-        return debian.fetch()
-    except debian.FetchError as error:
-        pytest.skip(f"no Debian kernel: {error}")
 
 
 def boot(files: debian.DebianFiles, archive: Path, append: str) -> tuple[RunResult, str]:

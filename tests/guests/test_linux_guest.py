@@ -36,14 +36,6 @@ def members(data: bytes) -> dict[str, tuple[int, bytes, tuple[int, int]]]:
         at = (start + size + 3) // 4 * 4
 
 
-@pytest.fixture(scope="module")
-def files() -> debian.DebianFiles:
-    try:
-        return debian.fetch()
-    except debian.FetchError as error:
-        pytest.skip(f"no Debian kernel: {error}")
-
-
 def test_archive_round_trip() -> None:
     data = newc.archive(
         [

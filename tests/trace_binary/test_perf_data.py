@@ -164,17 +164,9 @@ def test_live_pipe_delivers_before_the_end(make_events: Events) -> None:
 
 def test_file_form_from_a_stream_that_cannot_seek(make_events: Events, in_rounds: Rounds) -> None:
     events = make_events(500)
-    stream = _OneWay(tw.PerfFile(in_rounds(events)).to_file())
+    stream = tw.OneWay(tw.PerfFile(in_rounds(events)).to_file())
     rows = np.concatenate(list(read_perf_data(stream, Diagnosis("pipe", strict=True))))
     np.testing.assert_array_equal(rows, expected(events))
-
-
-class _OneWay(io.BytesIO):
-    def seekable(self) -> bool:
-        return False
-
-    def seek(self, *_: object) -> int:
-        raise io.UnsupportedOperation("seek")
 
 
 def test_several_layouts_are_told_apart_by_id(make_events: Events) -> None:

@@ -114,17 +114,9 @@ def zlib_version_7(recording: tw.TraceDat) -> bytes:
 
 def test_stream_that_cannot_seek(make_events: Events) -> None:
     events = make_events(500)
-    reading = _OneWay(tw.TraceDat(events, cpus=3).to_file())
+    reading = tw.OneWay(tw.TraceDat(events, cpus=3).to_file())
     rows = np.concatenate(list(read_trace_dat(reading, Diagnosis("pipe", strict=True))))
     np.testing.assert_array_equal(rows, expected(events))
-
-
-class _OneWay(io.BytesIO):
-    def seekable(self) -> bool:
-        return False
-
-    def seek(self, *_: object) -> int:
-        raise io.UnsupportedOperation("seek")
 
 
 def test_missed_events_are_counted_and_located(make_events: Events) -> None:
