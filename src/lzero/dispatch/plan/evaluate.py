@@ -25,6 +25,7 @@ from lzero.dispatch.tree import (
     Slot,
     Switch,
     Unexpected,
+    holds,
 )
 
 __all__ = ["NESTED_ON", "Expected", "expected_cost", "lowered", "replayed_cost"]
@@ -128,19 +129,9 @@ def _balanced(cases: list[tuple[int, int, Node]], default: Node) -> Node:
     return Less(cases[middle][0], _balanced(cases[:middle], default), _balanced(cases[middle:], default))
 
 
-def _holds(node: Eq | Less | Range, reason: int) -> bool:
-    match node:
-        case Eq():
-            return reason == node.reason
-        case Less():
-            return reason < node.bound
-        case Range():
-            return node.first <= reason <= node.last
-
-
-def _is_taken(node: Eq | Less | Range, holds: bool) -> bool:
+def _is_taken(node: Eq | Less | Range, held: bool) -> bool:
     """Which way jumps: emitted code falls through past an equality that fails and into the lower half of a split."""
-    return not holds if isinstance(node, Less) else holds
+    return not held if isinstance(node, Less) else held
 
 
 def expected_cost(root: Node, frequencies: Mapping[int, float], model: CostModel) -> Expected:
@@ -173,7 +164,7 @@ def _visit(node: Node, shares: dict[int, float], model: CostModel, sums: _Sums) 
             sums.comparisons += weight
             _visit(node.then if node.test in NESTED_ON else node.otherwise, shares, model, sums)
         case Eq() | Less() | Range():
-            yes = {reason: share for reason, share in shares.items() if _holds(node, reason)}
+            yes = {reason: share for reason, share in shares.items() if holds(node, reason, NESTED_ON)}
             no = {reason: share for reason, share in shares.items() if reason not in yes}
             hit, miss = sum(yes.values()), sum(no.values())
             sums.comparisons += weight
@@ -230,11 +221,11 @@ def _walk_path(
                 sums.comparisons += share
                 node = node.then if node.test in NESTED_ON else node.otherwise
             case Eq() | Less() | Range():
-                holds = _holds(node, reason)
-                taken = _is_taken(node, holds)
+                held = holds(node, reason, NESTED_ON)
+                taken = _is_taken(node, held)
                 sums.comparisons += share
                 sums.taken += share * taken
                 sums.extra += model.range_extra * share * isinstance(node, Range)
                 # Nodes are equal by value; two of them are two branches, told apart by identity.
                 branches.append((numbers.setdefault(id(node), len(numbers)), taken))
-                node = node.then if holds else node.otherwise
+                node = node.then if held else node.otherwise
