@@ -43,9 +43,19 @@ class NativeLibrary:
     code_space: CodeSpace
 
 
+def _text_at(library: C.CDLL, symbol: str, offset: int = 0) -> str:
+    """The NUL-terminated text at a symbol; nothing behind its end is read, which need not be mapped."""
+    return C.string_at(C.addressof(C.c_char.in_dll(library, symbol)) + offset).decode("ascii")
+
+
 def _names(library: C.CDLL, symbol: str) -> list[str]:
-    text = C.string_at(C.addressof(C.c_char.in_dll(library, symbol)), 1 << 14)
-    return text[: text.index(b"\0\0")].decode("ascii").split("\0")
+    """Names one after the other; an empty one ends them."""
+    names: list[str] = []
+    offset = 0
+    while name := _text_at(library, symbol, offset):
+        names.append(name)
+        offset += len(name) + 1
+    return names
 
 
 def _build(digest: str) -> Path:
@@ -64,10 +74,10 @@ def _prebuilt(digest: str) -> Path | None:
     candidate = Path(__file__).parent / "_native.so"
     try:
         # Not for all to see yet: one that does not fit must not take the engine's calls.
-        built_from = (C.c_char * len(digest)).in_dll(C.CDLL(str(candidate)), "lz_engine_digest").value
+        built_from = _text_at(C.CDLL(str(candidate)), "lz_engine_digest")
     except (OSError, ValueError):
         return None
-    return candidate if built_from == digest.encode() else None
+    return candidate if built_from == digest else None
 
 
 def _declare(native: C.CDLL) -> None:
